@@ -1,0 +1,83 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv, installs pinned requirements and gets memcached
+# by itself, and works alone. What was done once is remembered by a stamp in .venv and done again when its sources are newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := tests/requirements.txt
+NATIVE := $(wildcard kvcluster/*/_native.pyx)
+# The first Python that is new enough; PYTHON=... chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Few workers: the tests talk to real nodes, which want processors too.
+PYTEST := $(BIN)/pytest -n 2
+.DEFAULT_GOAL := help
+.PHONY: help test lint demo demo-resize bench requirements memcached clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: lint memcached ## lint, types, import floors, all tests, then those with compiled twins again in pure Python
+	$(PYTEST)
+	KVCLUSTER_PURE=1 $(PYTEST) $(wildcard tests/protocol tests/placement tests/client)
+
+lint: $(VENV)/dev ## ruff, mypy --strict, import floors
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+demo: $(VENV)/demo memcached ## the main job on 33,000 real cities, beside what people run now
+	$(BIN)/kvcluster demo
+
+demo-resize: $(VENV)/demo memcached ## keys moved and hits lost when a node joins: modulo, ketama, slots
+	$(BIN)/kvcluster demo resize
+
+bench: $(VENV)/dev memcached ## ratios to pymemcache in the same run
+	$(BIN)/python -m benchmarks
+
+requirements: ## write the pinned requirements anew from pyproject.toml
+	rm -rf $(VENV)-pins
+	$(PYTHON) -m venv $(VENV)-pins
+	$(VENV)-pins/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV)-pins/bin/python -m pip install --quiet --group dev '.[all]'
+	( echo '# Written by `make requirements` from pyproject.toml: every direct and transitive requirement of development.'; \
+	  $(VENV)-pins/bin/python -m pip freeze --exclude kvcluster \
+	  | sed "s/^\(pylibmc==.*\)/\1 ; sys_platform == 'linux' and platform_machine == 'x86_64'/" ) >$(PINS)
+	rm -rf $(VENV)-pins build
+
+clean: ## remove what was built, .venv too
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -f kvcluster/*/_native.c kvcluster/*/_native*.so
+	find kvcluster tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# $(call system-install,PACKAGE): by the system's package manager, where that needs no password; never a failure by itself.
+define system-install
+	if [ "$$(id -u)" = 0 ]; then as_root=; else as_root='sudo -n'; fi; \
+	if command -v brew >/dev/null; then brew install --quiet $(1); \
+	elif ! $$as_root true 2>/dev/null; then echo 'it takes root, or sudo without a password'; \
+	elif command -v apt-get >/dev/null; then \
+	  $$as_root apt-get update -qq; $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(1) >/dev/null; \
+	elif command -v dnf >/dev/null; then $$as_root dnf install -q -y $(1); fi || true
+endef
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo 'kvcluster needs Python 3.11 or newer'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo 'trying to install python3-venv'; $(call system-install,python3-venv); }
+	$(PYTHON) -m venv $(VENV)
+
+# An editable install does not notice a changed .pyx file, so each is a source of the stamp.
+$(VENV)/dev: pyproject.toml $(PINS) $(NATIVE) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(PINS) -e .
+	@touch $@
+
+# The demo needs few of the pinned requirements, so they only constrain.
+$(VENV)/demo: pyproject.toml $(PINS) $(NATIVE) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e '.[demo]'
+	@touch $@
+
+# Real nodes where they can be had; the tests and the demo make the same choice.
+memcached:
+	@command -v memcached >/dev/null || { echo 'memcached is missing: trying to install it'; $(call system-install,memcached); }
+	@if command -v memcached >/dev/null; then echo "nodes: $$(memcached -V) from $$(command -v memcached)"; \
+	elif docker info >/dev/null 2>&1; then echo 'nodes: memcached in Docker'; \
+	else echo 'nodes: embedded (pure Python), because neither memcached nor Docker is here'; fi
