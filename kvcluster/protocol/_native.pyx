@@ -1,0 +1,620 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
+"""The hot half of the protocol, compiled: the same names and the same behaviour as `_pure`, which says what each is for.
+
+Received bytes are parsed in place, by pointers that are checked against the end of what has arrived. The buffer exists only while an
+exchange is in flight, so an idle connection costs nothing. A value that does not fit into the buffer is received straight into the
+``bytes`` object that the caller gets.
+
+Memory is lent as memoryviews, and each of them holds a reference to the ``bytes`` object it writes to. So a view that outlives its
+exchange is harmless: a buffer is freed when its last view is, and a large value that is still lent gets copied before it is given out.
+
+Nothing here relies on the GIL: a `Reader` belongs to one connection, which has one user at a time, and the functions touch no state
+but their arguments, which must be lists and tuples that no other thread changes meanwhile.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport _PyBytes_Resize
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
+from cpython.dict cimport PyDict_SetItem
+from cpython.long cimport PyLong_FromLongLong
+from cpython.memoryview cimport PyMemoryView_FromObject
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
+from cpython.unicode cimport PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8
+from libc.string cimport memchr, memcmp, memcpy, memmove
+
+from kvcluster.protocol._pure import Malformed
+from kvcluster.protocol._pure import Reply as PureReply
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+    object PySequence_Fast(object sequence, const char *message)
+    Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
+    PyObject *PySequence_Fast_GET_ITEM(object sequence, Py_ssize_t index)
+
+cdef enum:
+    BUFFER_SIZE = 65536
+    MAX_LINE = 2048
+    MAX_DATA = 1 << 30
+    MAX_KEY = 250
+    RESERVED_AT_ONCE = 1 << 21  # a larger value gets memory as it arrives, since its length may be garbage
+
+
+cdef char *BYTES = b"B"  # the format of a view
+
+
+cdef inline bint legal(unsigned char byte) noexcept nogil:
+    """Whether memcached allows the byte in a key; flags of a reply are made of the same ones."""
+    return byte > 0x20 and byte != 0x7F
+
+
+cdef inline bint all_legal(const char *at, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(size):
+        if not legal(<unsigned char>at[i]):
+            return False
+    return True
+
+
+cdef inline bint is_digit(char byte) noexcept nogil:
+    return c'0' <= byte <= c'9'
+
+
+cdef inline const char *digits(const char *at, const char *stop, int most, unsigned long long *number) noexcept nogil:
+    """Read up to ``most`` digits: where they end, or NULL where there are none or more. The number is exact up to 19 digits."""
+    cdef const char *first = at
+    number[0] = 0
+    while at < stop and is_digit(at[0]):
+        if at - first == most:
+            return NULL
+        number[0] = number[0] * 10 + <unsigned char>(at[0] - c'0')
+        at += 1
+    return at if at > first else NULL
+
+
+cdef object integer(const char *at, Py_ssize_t size):
+    """What ``int()`` makes of these bytes."""
+    cdef const char *stop = at + size
+    cdef const char *first = at + 1 if size and at[0] == c'-' else at
+    cdef unsigned long long number
+    if digits(first, stop, 18, &number) == stop:
+        return PyLong_FromLongLong(-<long long>number if first > at else <long long>number)
+    return int(PyBytes_FromStringAndSize(at, size))
+
+
+cdef const char *end_of_line(const char *at, const char *stop) except? NULL:
+    """Where the line ends (at its CR), or NULL while it is not whole."""
+    cdef const char *limit = at + MAX_LINE + 2 if stop - at > MAX_LINE + 2 else stop
+    cdef const char *cr = at
+    while cr < limit:
+        cr = <const char *>memchr(cr, c'\r', limit - cr)
+        if cr == NULL or cr + 1 >= limit:
+            break
+        if cr[1] == c'\n':
+            return cr
+        cr += 1
+    if stop - at >= MAX_LINE + 2:
+        raise Malformed(f"a line of more than {MAX_LINE} bytes: {at[:40]!r}…")
+    return NULL
+
+
+cdef inline bint starts_with(const char *at, const char *stop, const char *word, Py_ssize_t size) noexcept nogil:
+    return stop - at >= size and memcmp(at, word, size) == 0
+
+
+cdef inline bint is_error(const char *at, const char *stop) noexcept nogil:
+    return starts_with(at, stop, b"SERVER_ERROR", 12) or starts_with(at, stop, b"CLIENT_ERROR", 12)
+
+
+cdef object shown(const char *at, const char *stop):
+    return f"{at[:stop - at]!r:.100}"
+
+
+cdef class Reply:
+    """The reply to one meta command; see `kvcluster.protocol._pure.Reply`."""
+
+    cdef public object status, value, flags, cas, ttl, size
+    cdef public bint won, taken, stale
+
+    def __cinit__(self, status):
+        self.status = status
+        self.flags = 0
+        self.cas = 0
+        self.ttl = -1
+        self.size = 0
+
+    def __repr__(self):
+        return PureReply.__repr__(self)
+
+
+cdef tuple STATUSES = ("HD", "EN", "NF", "NS", "EX", "MN")
+
+
+cdef object status_of(const char *at):
+    """The two letters as a status, or None."""
+    cdef const char *known = b"HDENNFNSEXMN"
+    cdef int i
+    for i in range(6):
+        if at[0] == known[2 * i] and at[1] == known[2 * i + 1]:
+            return STATUSES[i]
+    return None
+
+
+cdef bint are_flags(const char *at, const char *stop) noexcept nogil:
+    """Whether the rest of a line is flags: each a space and at least one legal byte, with at most one space after the last."""
+    while at < stop:
+        if at[0] != c' ':
+            return False
+        at += 1
+        if at == stop:
+            return True
+        if not legal(<unsigned char>at[0]):
+            return False
+        while at < stop and legal(<unsigned char>at[0]):
+            at += 1
+    return True
+
+
+cdef int read_flags(Reply reply, const char *at, const char *stop) except -1:
+    """Note the flags of a rest of a line for which `are_flags` is true."""
+    cdef const char *first
+    cdef const char *sign
+    cdef unsigned long long number
+    cdef char letter
+    while at < stop:
+        at += 1
+        first = at
+        while at < stop and at[0] != c' ':
+            at += 1
+        if first == at:
+            break
+        letter = first[0]
+        if letter == c'f' or letter == c'c' or letter == c't' or letter == c's':
+            sign = first + 1
+            if sign < at and sign[0] == c'-':
+                sign += 1
+            if digits(sign, at, 20, &number) != at:
+                raise Malformed(f"not a number: {shown(first, at)}")
+            value = integer(first + 1, at - first - 1)
+            if letter == c'f':
+                reply.flags = value
+            elif letter == c'c':
+                reply.cas = value
+            elif letter == c't':
+                reply.ttl = value
+            else:
+                reply.size = value
+        elif at - first == 1:
+            if letter == c'W':
+                reply.won = True
+            elif letter == c'Z':
+                reply.taken = True
+            elif letter == c'X':
+                reply.stale = True
+    return 0
+
+
+cdef class Reader:
+    """Reads the replies that one connection receives; see `kvcluster.protocol._pure.Reader`."""
+
+    # What is asked, taken from the request once. `wires` and `names` are a list or a tuple at any time, `request` is set last.
+    cdef object request, wires, names, decode
+    cdef dict values
+    cdef list replies
+    cdef Py_ssize_t count
+    cdef bint tokens
+    cdef Py_ssize_t cursor  # the position of the next key that a Fetch may be answered with
+
+    # What has arrived and is not yet understood: memory[start:end].
+    cdef bytes memory
+    cdef Py_ssize_t start, end
+
+    # The data of a value larger than that, whose line stays there: large[:large_end] of large_size, line end included.
+    cdef bytes large
+    cdef Py_ssize_t large_end, large_size
+
+    cdef Py_ssize_t lent  # how many bytes the last view has room for
+
+    def __cinit__(self):
+        self.memory = b""
+        self.wires = self.names = ()
+
+    @property
+    def excess(self):
+        """Whether more arrived than the request asked for."""
+        return self.end > self.start
+
+    def begin(self, request not None):
+        """Read the replies to this request from here on."""
+        self.request = self.large = None
+        self.replies = getattr(request, "replies", None)
+        if self.replies is not None:
+            self.count = request.count
+        else:
+            self.cursor = 0
+            self.wires = PySequence_Fast(request.wires, b"wires must be a sequence")
+            self.names = PySequence_Fast(request.names, b"names must be a sequence")
+            self.values = request.values
+            self.decode = request.decode
+            self.tokens = request.tokens
+        self.request = request
+
+    def buffer(self):
+        """Where to receive into; the view is good for one call of `received`."""
+        cdef bytes larger
+        cdef char *first
+        if self.large is not None:
+            if self.large_end == PyBytes_GET_SIZE(self.large):
+                self.resize_large(min(self.large_size, 2 * self.large_end))
+            return PyMemoryView_FromObject(self)
+        first = PyBytes_AS_STRING(self.memory)
+        if self.start:
+            memmove(first, first + self.start, self.end - self.start)
+            self.end -= self.start
+            self.start = 0
+        if self.end == PyBytes_GET_SIZE(self.memory):
+            larger = PyBytes_FromStringAndSize(NULL, max(BUFFER_SIZE, 2 * self.end))
+            memcpy(PyBytes_AS_STRING(larger), first, self.end)
+            self.memory = larger
+        return PyMemoryView_FromObject(self)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        # A view of the free part. Its owner is the bytes object itself, not this reader: see the head of the module.
+        cdef bytes memory = self.memory if self.large is None else self.large
+        cdef Py_ssize_t used = self.end if self.large is None else self.large_end
+        self.lent = PyBytes_GET_SIZE(memory) - used
+        view.obj = memory
+        view.buf = PyBytes_AS_STRING(memory) + used
+        view.len = self.lent
+        view.itemsize = 1
+        view.readonly = 0
+        view.ndim = 1
+        view.format = BYTES if flags & PyBUF_FORMAT else NULL
+        view.shape = &view.len if flags & PyBUF_ND else NULL
+        view.strides = &view.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        view.suboffsets = NULL
+        view.internal = NULL
+
+    def received(self, Py_ssize_t count):
+        """Take in ``count`` bytes from the buffer, and say whether the request has all its replies.
+
+        :raises Malformed: for bytes that are not a reply to the request
+        """
+        if self.request is None:
+            raise ValueError("received() without begin()")
+        if not 0 <= count <= self.lent:
+            raise ValueError(f"received {count} bytes into a buffer of {self.lent}")
+        self.lent = 0
+        if self.large is None:
+            self.end += count
+        else:
+            self.large_end += count
+            if self.large_end < self.large_size:
+                return False
+        if not (self.read_fetch() if self.replies is None else self.read_commands()):
+            return False
+        self.request = self.decode = self.values = self.replies = None
+        self.wires = self.names = ()
+        if self.start == self.end:
+            self.memory = b""
+            self.start = self.end = 0
+        return True
+
+    cdef int resize_large(self, Py_ssize_t size) except -1:
+        """Give the large value ``size`` bytes of memory; in place, unless somebody still has a view of it."""
+        cdef PyObject *memory = <PyObject *>self.large
+        cdef bytes copy
+        if Py_REFCNT(self.large) > 1:
+            copy = PyBytes_FromStringAndSize(NULL, size)
+            memcpy(PyBytes_AS_STRING(copy), PyBytes_AS_STRING(self.large), min(size, self.large_end))
+            self.large = copy
+            return 0
+        Py_INCREF(<object>memory)
+        self.large = None  # so that `memory` is the only reference
+        _PyBytes_Resize(&memory, size)
+        self.large = <bytes>memory
+        Py_DECREF(<object>memory)
+        return 0
+
+    cdef int begin_large(self, Py_ssize_t data_at, Py_ssize_t size) except -1:
+        """Receive the ``size`` bytes from ``data_at``, and their line end, into memory of their own."""
+        cdef Py_ssize_t there = self.end - data_at
+        self.large_size = size + 2
+        self.large = PyBytes_FromStringAndSize(NULL, min(self.large_size, max(RESERVED_AT_ONCE, there)))
+        memcpy(PyBytes_AS_STRING(self.large), PyBytes_AS_STRING(self.memory) + data_at, there)
+        self.large_end = there
+        self.end = data_at
+        return 0
+
+    cdef const char *find_data(self, const char *line, const char *at, const char *stop, unsigned long long size) except? NULL:
+        """The data of ``size`` bytes that belongs to a line and starts at ``at``, or NULL while it is not whole."""
+        cdef const char *data = at
+        cdef Py_ssize_t needed = <Py_ssize_t>size + 2
+        if size > MAX_DATA:
+            raise Malformed(f"a value of {size} bytes")
+        if self.large is not None and self.large_size == needed:
+            data = PyBytes_AS_STRING(self.large)
+        elif stop - at < needed:
+            if at - line + needed > PyBytes_GET_SIZE(self.memory):
+                self.begin_large(at - PyBytes_AS_STRING(self.memory), <Py_ssize_t>size)
+            return NULL
+        if data[size] != c'\r' or data[size + 1] != c'\n':
+            raise Malformed(f"a value of {size} bytes does not end where it should")
+        return data
+
+    cdef bytes take_data(self, const char *data, Py_ssize_t size):
+        """What `find_data` found, as an object."""
+        cdef bytes taken
+        if self.large is None:
+            return PyBytes_FromStringAndSize(data, size)
+        self.resize_large(size)
+        taken = self.large
+        self.large = None
+        return taken
+
+    cdef bint read_fetch(self) except -1:
+        cdef bytes memory = self.memory  # stays, whatever a codec does meanwhile
+        cdef const char *first = PyBytes_AS_STRING(memory)
+        cdef const char *line = first + self.start
+        cdef const char *stop = first + self.end
+        cdef const char *end
+        cdef const char *at
+        cdef const char *key
+        cdef const char *data
+        cdef const char *cas
+        cdef Py_ssize_t key_size, found = 0
+        cdef unsigned long long flags, size, number
+        cdef bint done = False, was_large
+        try:
+            while not done:
+                end = end_of_line(line, stop)
+                if end == NULL:
+                    break
+                if starts_with(line, end, b"VALUE ", 6):
+                    key = at = line + 6
+                    while at < end and legal(<unsigned char>at[0]):
+                        at += 1
+                    key_size = at - key
+                    if not 1 <= key_size <= MAX_KEY or at == end or at[0] != c' ':
+                        raise Malformed(f"not a value: {shown(line, end)}")
+                    at = digits(at + 1, end, 10, &flags)
+                    if at == NULL or at == end or at[0] != c' ':
+                        raise Malformed(f"not a value: {shown(line, end)}")
+                    at = digits(at + 1, end, 10, &size)
+                    if at == NULL:
+                        raise Malformed(f"not a value: {shown(line, end)}")
+                    cas = NULL
+                    if at != end:
+                        cas = at + 1
+                        if at[0] != c' ' or digits(cas, end, 20, &number) != end:
+                            raise Malformed(f"not a value: {shown(line, end)}")
+                    if (cas != NULL) != self.tokens:
+                        raise Malformed(f"a value {'without' if self.tokens else 'with'} a CAS number: {shown(line, end)}")
+                    was_large = self.large is not None
+                    data = self.find_data(line, end + 2, stop, size)
+                    if data == NULL:
+                        break
+                    found += self.file(key, key_size, data, <Py_ssize_t>size, flags, cas, end)
+                    line = end + 2 if was_large else data + size + 2
+                    self.large = None
+                elif end - line == 3 and memcmp(line, b"END", 3) == 0:
+                    line = end + 2
+                    done = True
+                elif is_error(line, end):
+                    self.request.refusal = line[:end - line]
+                    line = end + 2
+                    done = True
+                else:
+                    raise Malformed(f"not a value: {shown(line, end)}")
+        finally:
+            if found:
+                self.request.found += found
+        self.start = line - first
+        return done
+
+    cdef int file(
+        self, const char *key, Py_ssize_t key_size, const char *data, Py_ssize_t size, unsigned long long flags,
+        const char *cas, const char *cas_end,
+    ) except -1:
+        """Put a value where its key's name says; 1 where it is one."""
+        cdef Py_ssize_t at = self.cursor
+        cdef Py_ssize_t wires = PySequence_Fast_GET_SIZE(self.wires)
+        cdef PyObject *wire
+        cdef object value
+        while at < wires:
+            wire = PySequence_Fast_GET_ITEM(self.wires, at)
+            if (
+                PyBytes_Check(<object>wire)
+                and PyBytes_GET_SIZE(<object>wire) == key_size
+                and memcmp(PyBytes_AS_STRING(<object>wire), key, key_size) == 0
+            ):
+                break
+            at += 1
+        if at == wires:
+            raise Malformed("a value for a key that was not asked for")
+        self.cursor = at + 1
+        if flags == 0:
+            if size == 0:
+                if self.request.doubtful is None:
+                    self.request.doubtful = [at]
+                else:
+                    self.request.doubtful.append(at)
+                return 0
+            value = self.take_data(data, size)
+        else:
+            try:
+                if flags == 16:
+                    value = PyUnicode_DecodeUTF8(data, size, NULL)
+                elif flags == 2:
+                    value = integer(data, size)
+                else:
+                    value = self.decode(self.take_data(data, size), flags)
+            except Exception as error:  # whatever a codec raises, the value is of no use: a miss that is counted
+                self.request.undecodable += 1
+                self.request.failure = error
+                return 0
+        if cas != NULL:
+            value = (value, cas[:cas_end - cas])
+        if at >= PySequence_Fast_GET_SIZE(self.names):
+            raise IndexError("a request has fewer names than keys")
+        PyDict_SetItem(self.values, <object>PySequence_Fast_GET_ITEM(self.names, at), value)
+        return 1
+
+    cdef bint read_commands(self) except -1:
+        cdef const char *first = PyBytes_AS_STRING(self.memory)
+        cdef const char *line = first + self.start
+        cdef const char *stop = first + self.end
+        cdef const char *end
+        cdef const char *at
+        cdef const char *data
+        cdef unsigned long long size
+        cdef Reply reply
+        cdef bint was_large
+        cdef object status
+        while len(self.replies) < self.count:
+            end = end_of_line(line, stop)
+            if end == NULL:
+                break
+            status = status_of(line) if end - line >= 2 else None
+            if status is not None and are_flags(line + 2, end):
+                reply = Reply(status)
+                read_flags(reply, line + 2, end)
+                line = end + 2
+            elif starts_with(line, end, b"VA ", 3):
+                at = digits(line + 3, end, 10, &size)
+                if at == NULL or not are_flags(at, end):
+                    raise Malformed(f"not a reply: {shown(line, end)}")
+                was_large = self.large is not None
+                data = self.find_data(line, end + 2, stop, size)
+                if data == NULL:
+                    break
+                reply = Reply("VA")
+                reply.value = self.take_data(data, <Py_ssize_t>size)
+                read_flags(reply, at, end)
+                line = end + 2 if was_large else data + size + 2
+            elif is_error(line, end):
+                reply = Reply(PyUnicode_DecodeLatin1(line, end - line, NULL))
+                line = end + 2
+            else:
+                raise Malformed(f"not a reply: {shown(line, end)}")
+            self.replies.append(reply)
+        self.start = line - first
+        return len(self.replies) == self.count
+
+
+cdef bytes plain(object key, bytes prefix):
+    cdef const char *text
+    cdef Py_ssize_t size, prefix_size = PyBytes_GET_SIZE(prefix)
+    cdef bytes wire
+    if type(key) is str:
+        try:
+            text = PyUnicode_AsUTF8AndSize(key, &size)
+        except UnicodeEncodeError:
+            return None
+    elif type(key) is bytes:
+        text = PyBytes_AS_STRING(key)
+        size = PyBytes_GET_SIZE(key)
+    else:
+        return None
+    if size == 0 or size > MAX_KEY - prefix_size or not all_legal(PyBytes_AS_STRING(prefix), prefix_size) or not all_legal(text, size):
+        return None
+    wire = PyBytes_FromStringAndSize(NULL, prefix_size + size)
+    memcpy(PyBytes_AS_STRING(wire), PyBytes_AS_STRING(prefix), prefix_size)
+    memcpy(PyBytes_AS_STRING(wire) + prefix_size, text, size)
+    if prefix_size + size == MAX_KEY and PyBytes_AS_STRING(wire)[217] == c'~':
+        return None
+    return wire
+
+
+def plain_key(key, bytes prefix not None):
+    """The prefixed key as bytes, or None; see `kvcluster.protocol._pure.plain_key`."""
+    return plain(key, prefix)
+
+
+def plain_keys(list keys not None, bytes prefix not None, unusual):
+    """`plain_key` of each key; see `kvcluster.protocol._pure.plain_keys`."""
+    cdef list wires = []
+    cdef bytes wire
+    for key in keys:
+        wire = plain(key, prefix)
+        wires.append(unusual(key) if wire is None else wire)
+    return wires
+
+
+def group(list wires not None, list names not None, list owners not None):
+    """Keys and names by owner; see `kvcluster.protocol._pure.group`."""
+    cdef dict groups = {}
+    cdef Py_ssize_t i
+    cdef tuple pair
+    cdef object owner
+    if not len(wires) == len(names) == len(owners):
+        raise ValueError("wires, names and owners must be equally many")
+    for i in range(len(wires)):
+        owner = owners[i]
+        pair = groups.get(owner)
+        if pair is None:
+            groups[owner] = pair = ([], [])
+        (<list>pair[0]).append(wires[i])
+        (<list>pair[1]).append(names[i])
+    return groups
+
+
+cdef inline char *put(char *at, bytes piece) noexcept:
+    memcpy(at, PyBytes_AS_STRING(piece), PyBytes_GET_SIZE(piece))
+    return at + PyBytes_GET_SIZE(piece)
+
+
+cdef inline int width(Py_ssize_t number) noexcept nogil:
+    """How many digits a number has."""
+    cdef int size = 1
+    while number > 9:
+        number //= 10
+        size += 1
+    return size
+
+
+cdef inline char *put_number(char *at, Py_ssize_t number) noexcept nogil:
+    cdef int size = width(number)
+    cdef int i
+    for i in range(size - 1, -1, -1):
+        at[i] = <char>(c'0' + number % 10)
+        number //= 10
+    return at + size
+
+
+def set_lines(list wires not None, list values not None, bytes options not None, key_on_line):
+    """One ``ms`` for each value, in one string; see `kvcluster.protocol._pure.set_lines`."""
+    cdef Py_ssize_t room = 0
+    cdef list pieces = []  # key, options and data, one after the other
+    cdef bytes key, tail, data, payload, shared_tail = None
+    cdef object flags, shared_flags = None
+    cdef Py_ssize_t i
+    cdef char *at
+    if len(wires) != len(values):
+        raise ValueError("wires and values must be equally many")
+    for i in range(len(wires)):
+        encoded, flags = values[i]
+        data = encoded if PyBytes_CheckExact(encoded) else bytes(encoded)
+        if shared_tail is None or flags is not shared_flags:
+            shared_flags, shared_tail = flags, b" %b F%d" % (options, flags)
+        wire = wires[i]
+        if PyBytes_CheckExact(wire):
+            key, tail = wire, shared_tail
+        else:
+            key, b = key_on_line(wire)
+            tail = shared_tail + b
+        pieces += (key, tail, data)
+        room += 8 + len(key) + width(len(data)) + len(tail) + len(data)
+    payload = PyBytes_FromStringAndSize(NULL, room)
+    at = PyBytes_AS_STRING(payload)
+    for i in range(0, len(pieces), 3):
+        data = pieces[i + 2]
+        at = put(at, b"ms ")
+        at = put(at, pieces[i])
+        at = put(at, b" ")
+        at = put_number(at, len(data))
+        at = put(at, pieces[i + 1])
+        at = put(at, b"\r\n")
+        at = put(at, data)
+        at = put(at, b"\r\n")
+    return payload

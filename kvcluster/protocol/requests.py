@@ -1,0 +1,346 @@
+"""What is sent: keys as the wire carries them, and one function per command that gives its exact bytes.
+
+Plain reads use the classic ``get``: it answers a line of many keys faster than as many meta gets, and unlike a meta get it never
+takes the recache token of a stale item by accident. Everything else is the meta protocol, whose replies are one short line each.
+
+A key travels in one of three forms, and no two keys share one:
+
+- as it is, where memcached allows it: 1 to 250 bytes, none of them a space or a control byte;
+- in base64 with the meta flag ``b`` (a `BinaryKey` here), up to 186 bytes. The node stores the decoded bytes;
+- longer: 217 bytes of the key, ``~``, and 32 hex digits of its BLAKE2b digest. A caller's own key of exactly that shape is digested
+  too, so that it cannot meet the long key it imitates.
+
+Nothing else of a caller's reaches a protocol line: numbers are formatted from ints, values are counted.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from kvcluster.errors import IllegalKey
+from kvcluster.protocol.hot import plain_key, plain_keys, set_lines
+
+if TYPE_CHECKING:
+    from kvcluster.protocol.hot import Reply
+    from kvcluster.stats.counters import Counters
+
+MAX_KEY: Final = 250
+MAX_BINARY_KEY: Final = 186
+_KEPT: Final = 217
+_DIGESTED = re.compile(rb"[\x21-\x7e\x80-\xff]{217}~[0-9a-f]{32}", re.DOTALL).fullmatch
+_ILLEGAL = bytes(range(0x21)) + b"\x7f"
+_SANITIZED = bytes.maketrans(_ILLEGAL, b"_" * len(_ILLEGAL))
+
+
+class BinaryKey(bytes):
+    """A key that memcached takes only in base64; equal to its raw bytes, which is also what placement hashes."""
+
+    __slots__ = ()
+
+
+def wire_key(key: str | bytes, prefix: bytes = b"", strict: bool = False) -> bytes:
+    """The key as a node stores it: `BinaryKey` where it must travel in base64, else plain ``bytes``.
+
+    :param key: ``str`` is UTF-8, so both forms of a key are one key
+    :param prefix: put before the key; already legal
+    :param strict: raise for a key that memcached itself forbids, instead of carrying it in base64 or by a digest
+    :raises IllegalKey: for a key that is empty, of another type, or forbidden where ``strict``
+
+    >>> wire_key("user:1", b"shop:"), wire_key("a b")
+    (b'shop:user:1', b'a b')
+    """
+    wire = plain_key(key, prefix)
+    return wire if wire is not None else _unusual_key(key, prefix, strict)
+
+
+def wire_keys(keys: Iterable[str | bytes], prefix: bytes = b"", strict: bool = False) -> list[bytes]:
+    """`wire_key` of each key, in order."""
+    return plain_keys(list(keys), prefix, lambda key: _unusual_key(key, prefix, strict))
+
+
+def _unusual_key(key: str | bytes, prefix: bytes, strict: bool) -> bytes:
+    if not isinstance(key, (str, bytes)):
+        raise IllegalKey(f"key must be str or bytes, not {type(key).__name__}")
+    if not key:
+        raise IllegalKey("key must not be empty")
+    try:
+        raw = prefix + (key.encode() if isinstance(key, str) else key)
+    except UnicodeEncodeError as error:
+        raise IllegalKey(f"key must be encodable as UTF-8: {error.reason} at position {error.start}") from None
+    forbidden = raw.translate(None, _ILLEGAL) != raw
+    if strict and forbidden:
+        raise IllegalKey(f"key must not hold spaces or control bytes: {key!r:.100}")
+    if strict and len(raw) > MAX_KEY:
+        raise IllegalKey(f"key must be at most {MAX_KEY} bytes with its prefix, not {len(raw)}")
+    if forbidden and len(raw) <= MAX_BINARY_KEY:
+        return BinaryKey(raw)
+    if not forbidden and len(raw) <= MAX_KEY and not _DIGESTED(raw):
+        return raw
+    return raw[:_KEPT].ljust(_KEPT, b"_").translate(_SANITIZED) + b"~" + blake2b(raw, digest_size=16).hexdigest().encode()
+
+
+def _key(wire: bytes) -> tuple[bytes, bytes]:
+    """A key's bytes on the line, and the flag that goes with them."""
+    return (wire, b"") if type(wire) is bytes else (b64encode(wire), b" b")
+
+
+def get(wires: Sequence[bytes]) -> bytes:
+    """``get``: the values of some plain keys. One reply for all: a VALUE block for each that was found, then END."""
+    return b"get " + b" ".join(wires) + b"\r\n"
+
+
+def gets(wires: Sequence[bytes]) -> bytes:
+    """``gets``: as `get`, with a CAS number for each value."""
+    return b"gets " + b" ".join(wires) + b"\r\n"
+
+
+def meta_get(wire: bytes, flags: bytes) -> bytes:
+    """``mg``: one item's value or properties, as the flags ask.
+
+    >>> meta_get(b"a", b"v f t c"), meta_get(BinaryKey(b"a b"), b"v")
+    (b'mg a v f t c\\r\\n', b'mg YSBi v b\\r\\n')
+    """
+    key, b = _key(wire)
+    return b"mg %b %b%b\r\n" % (key, flags, b)
+
+
+def meta_set(wire: bytes, data: bytes, flags: bytes) -> bytes:
+    """``ms``: store one value.
+
+    >>> meta_set(b"a", b"xyz", b"T60 F16")
+    b'ms a 3 T60 F16\\r\\nxyz\\r\\n'
+    """
+    key, b = _key(wire)
+    return b"ms %b %d %b%b\r\n%b\r\n" % (key, len(data), flags, b, data)
+
+
+def meta_sets(wires: list[bytes], values: list[tuple[bytes, int]], options: bytes) -> bytes:
+    """`meta_set` of many values, each a pair of data and client flags; ``options`` are the meta flags of all.
+
+    >>> meta_sets([b"a", BinaryKey(b"a b")], [(b"xyz", 16), (b"7", 2)], b"T60")
+    b'ms a 3 T60 F16\\r\\nxyz\\r\\nms YSBi 1 T60 F2 b\\r\\n7\\r\\n'
+    """
+    return set_lines(wires, values, options, _key)
+
+
+def meta_delete(wire: bytes, flags: bytes = b"") -> bytes:
+    """``md``: delete one item, or with the flag ``I`` mark it stale.
+
+    >>> meta_delete(b"a"), meta_delete(b"a", b"I C7")
+    (b'md a\\r\\n', b'md a I C7\\r\\n')
+    """
+    key, b = _key(wire)
+    return b"md %b%b%b\r\n" % (key, b" " + flags if flags else b"", b)
+
+
+def meta_arithmetic(wire: bytes, delta: int, mode: bytes) -> bytes:
+    """``ma``: add ``delta`` to a counter (mode ``I``) or take it away (mode ``D``), and return the new number.
+
+    >>> meta_arithmetic(b"n", 2, b"D")
+    b'ma n MD D2 v\\r\\n'
+    """
+    key, b = _key(wire)
+    return b"ma %b M%b D%d v%b\r\n" % (key, mode, delta, b)
+
+
+NOOP: Final = b"mn\r\n"
+
+
+class Fetch:
+    """A classic read of plain keys at one node, and what it brought.
+
+    A node answers in the order asked and leaves out what it has not, so a value's key must be the next one asked for, or one
+    further on; any other key means that the connection is out of step, and it is closed.
+
+    - ``names``: the caller's name of each key, which the values are filed under in ``values``
+    - ``tokens``: whether the line was ``gets`` and a value is a pair of value and CAS number
+    - ``decode``: called as ``decode(data, flags)`` for values whose flags are not 0 (bytes), 2 (int) or 16 (text)
+    - ``found``: how many values were filed
+    - ``doubtful``: positions of values with flags 0 and length 0, which may be a lease's placeholder; they are not in ``values``
+    - ``undecodable``: how many values raised in ``decode``, and ``failure`` the last such error
+    - ``refusal``: the node's error line, where it sent one instead of the values
+    """
+
+    __slots__ = (
+        "decode",
+        "doubtful",
+        "failure",
+        "found",
+        "names",
+        "payload",
+        "refusal",
+        "tokens",
+        "undecodable",
+        "values",
+        "wires",
+    )
+
+    count = 1  # one reply, of many values
+    owed = 0
+    deletes: Sequence[bytes] = ()
+    opened_before: float | None = None
+    repeatable = True
+
+    def __init__(
+        self,
+        payload: bytes,
+        wires: Sequence[bytes],
+        names: Sequence[Any],
+        decode: Callable[[bytes, int], object],
+        values: dict[Any, Any],
+        tokens: bool = False,
+    ) -> None:
+        self.payload = payload
+        self.wires = wires
+        self.names = names
+        self.decode = decode
+        self.values = values
+        self.tokens = tokens
+        self.failure: Exception | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what came, to be sent again."""
+        self.found = 0
+        self.doubtful: list[int] | None = None
+        self.undecodable = 0
+        self.refusal: bytes | None = None
+
+    def settle(self, counters: Counters) -> None:
+        """Count what came; doubtful keys are counted when they are asked again."""
+        counters.hits += self.found
+        counters.misses += len(self.wires) - self.found - (len(self.doubtful) if self.doubtful else 0)
+        if self.undecodable:
+            counters.undecodable += self.undecodable
+        if self.refusal:
+            counters.errors += 1
+
+    def fail(self, counters: Counters) -> None:
+        """Count what did not come, because the exchange failed."""
+        counters.misses += len(self.wires)
+
+
+class Commands:
+    """Meta commands pipelined to one node, and one `Reply` for each, in order.
+
+    ``owed`` is 1 where the payload ends in a no-op whose reply nobody waits for (``noreply``): the connection reads up to it before
+    it is used again. ``deletes`` are the keys that the commands delete; a node that could not be told must be told later.
+    ``opened_before`` restricts the exchange to a connection opened before that moment (see `kvcluster.transport`). A ``repeatable``
+    request has the same effect when it is sent twice.
+    """
+
+    __slots__ = ("count", "deletes", "opened_before", "owed", "payload", "replies")
+
+    repeatable = False
+
+    def __init__(
+        self, payload: bytes, count: int, *, owed: int = 0, deletes: Sequence[bytes] = (), opened_before: float | None = None
+    ) -> None:
+        self.payload = payload
+        self.count = count
+        self.owed = owed
+        self.deletes = deletes
+        self.opened_before = opened_before
+        self.replies: list[Reply] = []
+
+    def reset(self) -> None:
+        """Forget what came, to be sent again."""
+        self.replies.clear()
+
+    def settle(self, counters: Counters) -> None:
+        """Count what the replies say. Here: only refusals."""
+        counters.errors += sum(" " in reply.status for reply in self.replies)
+
+    def fail(self, counters: Counters) -> None:
+        """Count what did not happen, because the exchange failed."""
+
+
+class Stores(Commands):
+    """Commands that store values."""
+
+    __slots__ = ()
+
+    def settle(self, counters: Counters) -> None:
+        """Count the values stored."""
+        super().settle(counters)
+        counters.sets += sum(reply.status == "HD" for reply in self.replies)
+
+
+class Deletes(Commands):
+    """Commands that delete keys."""
+
+    __slots__ = ()
+
+    repeatable = True
+
+    @property
+    def refusal(self) -> str | None:
+        """The first reply that does not confirm its delete, or None. A key that was not there is confirmed."""
+        return next((reply.status for reply in self.replies if reply.status not in ("HD", "NF")), None)
+
+    def settle(self, counters: Counters) -> None:
+        """Count the deletes confirmed."""
+        super().settle(counters)
+        counters.deletes += sum(reply.status in ("HD", "NF") for reply in self.replies)
+
+
+class Lookups(Commands):
+    """Meta gets whose values are filed under the caller's names, as `Fetch` does for classic ones."""
+
+    __slots__ = ("decode", "failure", "names", "tokens", "values", "wires")
+
+    repeatable = True
+
+    def __init__(
+        self,
+        payload: bytes,
+        wires: Sequence[bytes],
+        names: Sequence[Any],
+        decode: Callable[[bytes, int], object],
+        values: dict[Any, Any],
+        tokens: bool = False,
+    ) -> None:
+        super().__init__(payload, len(wires))
+        self.wires = wires
+        self.names = names
+        self.decode = decode
+        self.values = values
+        self.tokens = tokens
+        self.failure: Exception | None = None
+
+    def settle(self, counters: Counters) -> None:
+        """Decode, file and count the values."""
+        super().settle(counters)
+        for name, reply in zip(self.names, self.replies, strict=True):
+            if reply.value is None or is_placeholder(reply):
+                counters.misses += 1
+                continue
+            try:
+                value = self.decode(reply.value, reply.flags)
+            except Exception as error:  # whatever a codec raises, the value is of no use: a miss that is counted
+                counters.misses += 1
+                counters.undecodable += 1
+                self.failure = error
+                continue
+            counters.hits += 1
+            self.values[name] = (value, b"%d" % reply.cas) if self.tokens else value
+
+    def fail(self, counters: Counters) -> None:
+        """Count the keys as misses."""
+        counters.misses += len(self.wires)
+
+
+Request: TypeAlias = Fetch | Commands
+
+
+def is_placeholder(reply: Reply) -> bool:
+    """Whether an item is no value but a lease's placeholder: empty, without flags, and with its refill token given out.
+
+    The reply must be to a meta get that asked for ``f`` and for ``v`` or ``s``. Values of length 0 that kvcluster writes have a
+    flag.
+    """
+    return reply.status in ("VA", "HD") and not reply.value and not reply.size and not reply.flags and (reply.taken or reply.won)

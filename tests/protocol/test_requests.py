@@ -1,0 +1,203 @@
+"""What is sent, as the literal lines of doc/protocol.txt; and keys, none of which may meet another's."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kvcluster.errors import IllegalKey
+from kvcluster.protocol import requests
+from kvcluster.protocol.requests import BinaryKey, wire_key, wire_keys
+from tests.protocol.twins import TWINS, needs_native, twin
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def hot(request: pytest.FixtureRequest) -> ModuleType:
+    return twin(request.param)
+
+
+# -- encoders
+
+
+@pytest.mark.parametrize(
+    ("sent", "line"),
+    [
+        (requests.get([b"a"]), b"get a\r\n"),
+        (requests.get([b"a", b"b:1"]), b"get a b:1\r\n"),
+        (requests.gets([b"a", b"b"]), b"gets a b\r\n"),
+        (requests.meta_get(b"a", b"v f t c"), b"mg a v f t c\r\n"),
+        (requests.meta_get(BinaryKey(b"a b"), b"v"), b"mg YSBi v b\r\n"),
+        (requests.meta_set(b"a", b"xyz", b"T60 F16"), b"ms a 3 T60 F16\r\nxyz\r\n"),
+        (requests.meta_set(b"a", b"", b"T0 F32"), b"ms a 0 T0 F32\r\n\r\n"),
+        (requests.meta_set(b"a", b"1\r\n2", b"T0"), b"ms a 4 T0\r\n1\r\n2\r\n"),
+        (requests.meta_set(BinaryKey(b"\r\n"), b"x", b"T0"), b"ms DQo= 1 T0 b\r\nx\r\n"),
+        (requests.meta_delete(b"a"), b"md a\r\n"),
+        (requests.meta_delete(b"a", b"I C7"), b"md a I C7\r\n"),
+        (requests.meta_delete(BinaryKey(b" ")), b"md IA== b\r\n"),
+        (requests.meta_arithmetic(b"n", 2, b"I"), b"ma n MI D2 v\r\n"),
+        (requests.meta_arithmetic(BinaryKey(b"n m"), 2**64 - 1, b"D"), b"ma biBt MD D18446744073709551615 v b\r\n"),
+        (requests.meta_sets([], [], b"T0"), b""),
+        (requests.NOOP, b"mn\r\n"),
+    ],
+)
+def test_encoders_give_these_lines(sent: bytes, line: bytes) -> None:
+    assert sent == line
+
+
+def test_many_sets_are_the_lines_of_each(hot: ModuleType) -> None:
+    wires = [b"a", BinaryKey(b"a b"), b"c"]
+    values = [(b"xyz", 16), (b"7", 2), (b"", 2**32 - 1)]
+    assert hot.set_lines(wires, values, b"T60 q", requests._key) == (
+        b"ms a 3 T60 q F16\r\nxyz\r\nms YSBi 1 T60 q F2 b\r\n7\r\nms c 0 T60 q F4294967295\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize("size", [9, 10, 99, 100, 1023, 10**6])
+def test_lengths_of_any_number_of_digits(hot: ModuleType, size: int) -> None:
+    assert hot.set_lines([b"k"], [(bytes(size), 0)], b"T0", requests._key) == b"ms k %d T0 F0\r\n%b\r\n" % (size, bytes(size))
+
+
+@pytest.mark.parametrize("values", [[], [(b"x", 0)] * 2])
+def test_as_many_values_as_keys(hot: ModuleType, values: list[tuple[bytes, int]]) -> None:
+    with pytest.raises(ValueError, match=r"equally many|zip"):
+        hot.set_lines([b"k"], values, b"T0", requests._key)
+
+
+def test_group_keeps_the_order(hot: ModuleType) -> None:
+    assert hot.group([b"a", b"b", b"c"], ["A", "B", "C"], [3, 300, 3]) == {3: ([b"a", b"c"], ["A", "C"]), 300: ([b"b"], ["B"])}
+
+
+@pytest.mark.parametrize("owners", [[], [0, 0]])
+def test_group_refuses_unequal_lists(hot: ModuleType, owners: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"equally many|zip"):
+        hot.group([b"a"], ["A"], owners)
+
+
+# -- keys
+
+forbidden = st.sampled_from([b" ", b"\0", b"\r\n", b"\t", b"\x7f"])
+legal = st.binary(min_size=1, max_size=300).map(lambda raw: raw.translate(bytes.maketrans(bytes(range(0x21)) + b"\x7f", b"_" * 34)))
+digested = legal.map(lambda raw: wire_key(raw.ljust(251, b"x")))
+imitation = st.builds(
+    lambda head, digest: head[:217].ljust(217, b"k") + b"~" + digest.hex().encode(), legal, st.binary(min_size=16, max_size=16)
+)
+any_key = st.one_of(
+    st.text(min_size=1, alphabet=st.characters(exclude_categories=["Cs"])),
+    st.binary(min_size=1, max_size=300),
+    legal,
+    digested,
+    imitation,
+    st.builds(lambda *parts: b"".join(parts), legal, forbidden, legal),
+)
+
+
+def raw(key: str | bytes) -> bytes:
+    return key.encode() if isinstance(key, str) else key
+
+
+def on_line(wire: bytes) -> bytes:
+    """A key as a protocol line carries it."""
+    return requests.meta_get(wire, b"v").split(b" ")[1]
+
+
+@given(key=any_key, prefix=st.sampled_from([b"", b"shop:", b"p" * 150]))
+@example(key="x" * 250, prefix=b"")
+@example(key="x" * 251, prefix=b"")
+@example(key=" " * 186, prefix=b"")
+@example(key=" " * 187, prefix=b"")
+def test_a_key_never_breaks_out_of_its_line(key: str | bytes, prefix: bytes) -> None:
+    wire = wire_key(key, prefix)
+    text = on_line(wire)
+    assert 1 <= len(text) <= 250
+    assert not set(text) & {*range(0x21), 0x7F}
+    if type(wire) is BinaryKey or wire == prefix + raw(key):
+        assert wire == prefix + raw(key)
+    else:
+        assert len(wire) == 250
+
+
+@given(one=any_key, other=any_key)
+def test_no_two_keys_share_a_wire_form(one: str | bytes, other: str | bytes) -> None:
+    assert (wire_key(one) == wire_key(other)) is (raw(one) == raw(other))
+
+
+@given(
+    key=st.one_of(legal.map(lambda k: k.ljust(251, b"x")), st.builds(bytes.ljust, forbidden, st.integers(187, 400), st.just(b" ")))
+)
+def test_a_key_that_imitates_a_digest_does_not_meet_it(key: bytes) -> None:
+    digest = wire_key(key)
+    assert len(digest) == 250
+    assert wire_key(digest) != digest
+
+
+@given(digest=imitation, tail=st.integers(0, 31))
+def test_what_only_resembles_a_digest_travels_as_it_is(digest: bytes, tail: int) -> None:
+    almost = digest[: 218 + tail] + b"G" + digest[219 + tail :]
+    assert wire_key(almost) == almost
+
+
+@given(text=st.text(min_size=1, alphabet=st.characters(exclude_categories=["Cs"])))
+def test_text_and_its_utf8_are_one_key(text: str) -> None:
+    assert wire_key(text) == wire_key(text.encode())
+
+
+@pytest.mark.parametrize("key", ["", b"", None, 7, 1.5, ("a",), bytearray(b"a"), "\ud800", "k" * 300 + "\udfff"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_is_no_key_is_refused(key: object, strict: bool) -> None:
+    with pytest.raises(IllegalKey, match="key must"):
+        wire_key(key, b"p:", strict)  # type: ignore[arg-type]
+    with pytest.raises(IllegalKey, match="key must"):
+        wire_keys(["fine", key], b"p:", strict)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("key", ["a b", "a\r\nset x 0 0 1", b"\0", "\x7f", "k" * 249])
+def test_strict_refuses_what_memcached_does(key: str | bytes) -> None:
+    with pytest.raises(IllegalKey, match="key must"):
+        wire_key(key, b"p:", strict=True)
+
+
+@given(keys=st.lists(any_key), prefix=st.sampled_from([b"", b"shop:"]))
+def test_many_keys_are_each_key(keys: list[str | bytes], prefix: bytes) -> None:
+    wires = wire_keys(keys, prefix)
+    assert wires == [wire_key(key, prefix) for key in keys]
+    assert [type(wire) for wire in wires] == [type(wire_key(key, prefix)) for key in keys]
+
+
+# -- the twins of the encoders
+
+
+@needs_native
+@given(key=st.one_of(any_key, st.text(), st.none(), st.integers()), prefix=st.one_of(st.just(b""), legal, st.binary()))
+@example(key="\ud800", prefix=b"")
+@example(key=b"k" * 217 + b"~" + b"0" * 32, prefix=b"")
+@example(key=b"k" * 216 + b"~" + b"0" * 32, prefix=b"p")
+@example(key="k" * 250, prefix=b"")
+@example(key="k" * 249, prefix=b"pp")
+def test_twins_make_the_same_key(key: object, prefix: bytes) -> None:
+    pure, native = twin("_pure"), twin("_native")
+    wire = native.plain_key(key, prefix)
+    assert wire == pure.plain_key(key, prefix)
+    assert type(wire) in (bytes, type(None))
+    assert native.plain_keys([key], prefix, repr) == pure.plain_keys([key], prefix, repr)
+
+
+@needs_native
+@given(
+    keys=st.lists(any_key, max_size=8), values=st.lists(st.tuples(st.binary(), st.integers(0, 2**32 - 1)), min_size=8, max_size=8)
+)
+def test_twins_encode_the_same_sets(keys: list[str | bytes], values: list[tuple[bytes, int]]) -> None:
+    wires, values = wire_keys(keys), values[: len(keys)]
+    lines = twin("_native").set_lines(wires, values, b"T7", requests._key)
+    assert lines == twin("_pure").set_lines(wires, values, b"T7", requests._key)
+    assert lines == b"".join(requests.meta_set(w, data, b"T7 F%d" % flags) for w, (data, flags) in zip(wires, values, strict=True))
+
+
+@needs_native
+@given(owners=st.lists(st.integers(0, 5)))
+def test_twins_group_the_same(owners: list[int]) -> None:
+    wires = [b"%d" % i for i in range(len(owners))]
+    groups = twin("_native").group(wires, list(range(len(owners))), owners)
+    assert list(groups.items()) == list(twin("_pure").group(wires, list(range(len(owners))), owners).items())
