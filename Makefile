@@ -4,6 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PINS := tests/requirements.txt
+BENCH_PINS := benchmarks/requirements.txt
 NATIVE := $(wildcard kvcluster/*/_native.pyx)
 # The first Python that is new enough; PYTHON=... chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Few workers: the tests talk to real nodes, which want processors too.
 PYTEST := $(BIN)/pytest -n 2
 .DEFAULT_GOAL := help
-.PHONY: help test lint demo demo-resize bench requirements memcached clean
+.PHONY: help test lint demo demo-resize bench bench-check requirements memcached clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +33,11 @@ demo: $(VENV)/demo memcached ## the main job on 33,000 real cities, beside what 
 demo-resize: $(VENV)/demo memcached ## keys moved and hits lost when a node joins: modulo, ketama, slots
 	$(BIN)/kvcluster demo resize
 
-bench: $(VENV)/dev memcached ## ratios to pymemcache in the same run
+bench: $(VENV)/bench memcached ## ratios to every peer in the same run, with the marks; all of it by `python -m benchmarks --full`
 	$(BIN)/python -m benchmarks
+
+bench-check: $(VENV)/bench ## what became slower than on main; advises, and fails nothing
+	-$(BIN)/python -m benchmarks --check main
 
 requirements: ## write the pinned requirements anew from pyproject.toml
 	rm -rf $(VENV)-pins
@@ -44,6 +48,14 @@ requirements: ## write the pinned requirements anew from pyproject.toml
 	  $(VENV)-pins/bin/python -m pip freeze --exclude kvcluster \
 	  | sed "s/^\(pylibmc==.*\)/\1 ; sys_platform == 'linux' and platform_machine == 'x86_64'/" ) >$(PINS)
 	rm -rf $(VENV)-pins build
+	$(PYTHON) -m venv $(VENV)-pins
+	$(VENV)-pins/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV)-pins/bin/python -m pip install --quiet -c $(PINS) --group bench
+	( echo '# Written by `make requirements` from pyproject.toml: the rivals of the benchmarks and what they need, in agreement'; \
+	  echo '# with tests/requirements.txt, which is installed beside.'; \
+	  $(VENV)-pins/bin/python -m pip freeze \
+	  | sed "s/^\(pylibmc==.*\)/\1 ; sys_platform == 'linux' and platform_machine == 'x86_64'/" ) >$(BENCH_PINS)
+	rm -rf $(VENV)-pins
 
 clean: ## remove what was built, .venv too
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
@@ -68,6 +80,13 @@ $(VENV)/bin/python:
 # An editable install does not notice a changed .pyx file, so each is a source of the stamp.
 $(VENV)/dev: pyproject.toml $(PINS) $(NATIVE) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(PINS) -e .
+	@touch $@
+
+# A rival that cannot be installed here must not keep the others from running: the report says which one is missing.
+$(VENV)/bench: $(BENCH_PINS) $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(PINS) -r $(BENCH_PINS) || \
+	  grep -v '^#' $(BENCH_PINS) | while read -r pin; do \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -c $(BENCH_PINS) "$$pin" || echo "without $$pin"; done
 	@touch $@
 
 # The demo needs few of the pinned requirements, so they only constrain.

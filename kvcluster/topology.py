@@ -17,8 +17,8 @@ DEFAULT_PORT = 11211
 MAX_WEIGHT = 100
 DEFAULT_SLOTS = 16384
 
-_BRACKETED = re.compile(r"\[([0-9A-Fa-f:.%\w]+)\](?::(\d+))?")
-_HOST = re.compile(r"([^\s:\[\]/,]+)(?::(\d+))?")
+_BRACKETED = re.compile(r"\[([0-9A-Fa-f:.%\w]+)\](?::(\d{1,9}))?")
+_HOST = re.compile(r"([^\s:\[\]/,]+)(?::(\d{1,9}))?")
 _LOCAL = re.compile(r"unix:/[^\0\s]+|memory:[\w.-]+")
 
 

@@ -62,7 +62,7 @@ class MemorySocket:
 
 
 class SocketModule:
-    """Stands in for the ``socket`` module in pymemcache's ``Client(path, socket_module=...)``; whatever the path, it leads to one node."""
+    """Stands in for the ``socket`` module in pymemcache's ``Client(path, socket_module=...)``; any path leads to one node."""
 
     AF_UNIX = SOCK_STREAM = 0
 

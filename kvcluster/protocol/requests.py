@@ -201,10 +201,15 @@ class Fetch:
         self.values = values
         self.tokens = tokens
         self.failure: Exception | None = None
-        self.reset()
+        self._clear()
 
     def reset(self) -> None:
         """Forget what came, to be sent again."""
+        for name in self.names:
+            self.values.pop(name, None)
+        self._clear()
+
+    def _clear(self) -> None:
         self.found = 0
         self.doubtful: list[int] | None = None
         self.undecodable = 0
@@ -220,7 +225,8 @@ class Fetch:
             counters.errors += 1
 
     def fail(self, counters: Counters) -> None:
-        """Count what did not come, because the exchange failed."""
+        """Count what did not come, because the exchange failed. What came before it did is not trusted either."""
+        self.reset()
         counters.misses += len(self.wires)
 
 
@@ -260,14 +266,21 @@ class Commands:
 
 
 class Stores(Commands):
-    """Commands that store values."""
+    """Commands that store values.
 
-    __slots__ = ()
+    ``probe`` is the position of a meta get among them, where there is one.
+    """
+
+    __slots__ = ("probe",)
+
+    def __init__(self, payload: bytes, count: int, *, owed: int = 0, opened_before: float | None = None, probe: int = -1) -> None:
+        super().__init__(payload, count, owed=owed, opened_before=opened_before)
+        self.probe = probe
 
     def settle(self, counters: Counters) -> None:
         """Count the values stored."""
         super().settle(counters)
-        counters.sets += sum(reply.status == "HD" for reply in self.replies)
+        counters.sets += sum(reply.status == "HD" and at != self.probe for at, reply in enumerate(self.replies))
 
 
 class Deletes(Commands):

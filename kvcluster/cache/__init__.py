@@ -1,0 +1,294 @@
+"""`Cache`: reading through the cluster to the database, and keeping the cluster true when the data changes.
+
+The rooms: `policy` how long and how, `keys` arguments to keys, `flows` the rules of reading through, `drive` carries them out,
+`loader` cached functions, `repository` cached rows, `invalidation` what a commit deletes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, overload
+
+from kvcluster.cache.flows import Flights, LoadTimes, Source
+from kvcluster.cache.keys import Template, checked_namespace
+from kvcluster.cache.loader import Loader, LoaderBase
+from kvcluster.cache.policy import Duration, Policy, seconds
+from kvcluster.client import Client
+from kvcluster.cluster import default_url, parse_url
+from kvcluster.codec import Codec
+from kvcluster.errors import ConfigurationError
+from kvcluster.plan import Planner
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from kvcluster.aio import AsyncClient
+    from kvcluster.cache.aio import AsyncLoader
+    from kvcluster.cache.aio_repository import AsyncRepository
+    from kvcluster.cache.repository import Repository, RepositoryBase
+
+P = ParamSpec("P")
+R = TypeVar("R")
+M = TypeVar("M")
+
+_INHERIT: Final[Any] = object()
+
+
+class Cache:
+    """A namespace of cached values, declared at import and connected later.
+
+    :param namespace: put before every key, as ``"namespace:"``, and what the statistics are counted under
+    :param ttl: how long values live unless a loader says otherwise: seconds, a ``timedelta`` or text such as ``"10m"``; None for
+        ever
+    :param client: the cluster, where it is known already; else see `connect`
+    :param negative: the ttl of "there is no such row"
+    :param lease: how long a node keeps the place of a caller that is loading; longer than the slowest load
+    :raises ConfigurationError: for an argument that cannot be used
+
+    >>> cache = Cache("shop", ttl="10m")
+    >>> cache.connect("memory://")
+    >>> @cache.loader("double:{n}")
+    ... def double(n):
+    ...     print("loading")
+    ...     return 2 * n
+    >>> double(21), double(21)
+    loading
+    (42, 42)
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        ttl: Duration | None,
+        client: Client | AsyncClient | None = None,
+        *,
+        negative: Duration = 10,
+        lease: Duration = 30,
+    ) -> None:
+        self.namespace = checked_namespace(namespace)
+        self._policy = Policy(
+            ttl=None if ttl is None else seconds(ttl, "ttl"), negative=seconds(negative, "negative"), lease=seconds(lease, "lease")
+        )
+        self._url: str | None = None
+        self._client: Client | None = None
+        self._async_client: AsyncClient | None = None
+        self._planners: dict[type[object], tuple[Planner, Planner]] = {}  # by kind of client: its planner, and the one for here
+        self._flights = Flights()
+        self._lock = threading.Lock()
+        self.loaders: list[LoaderBase[..., Any]] = []
+        self.repositories: dict[type[Any], list[RepositoryBase[Any]]] = {}
+        if client is not None:
+            self.connect(client)
+
+    def __repr__(self) -> str:
+        return f"<Cache {self.namespace!r} on {self._client or self._async_client or self._url!r}>"
+
+    def connect(self, target: str | Client | AsyncClient | None = None) -> None:
+        """Say where the nodes are.
+
+        :param target: a URL as for `Client.from_url`, which serves functions and coroutine functions alike; or a `Client`, which
+            serves functions, or an `AsyncClient`, which serves coroutine functions. Where None, the URL in ``KVCLUSTER_URL``
+        """
+        self.disconnect()
+        if isinstance(target, Client):
+            self._client = target
+        elif target is None or isinstance(target, str):
+            self._url = default_url() if target is None else target
+            parse_url(self._url)  # what is wrong with it is said here
+        else:
+            self._async_client = target
+
+    def disconnect(self) -> None:
+        """Forget where the nodes are; a client that was passed stays open for whoever made it."""
+        self._url = self._client = self._async_client = None
+        self._planners = {}
+
+    @property
+    def connected(self) -> bool:
+        """Whether `connect` was called, and `disconnect` not since."""
+        return any(target is not None for target in (self._url, self._client, self._async_client))
+
+    @property
+    def client(self) -> Client:
+        """The cluster, for threads.
+
+        :raises ConfigurationError: before `connect`
+        """
+        if self._client is None:
+            with self._lock:
+                if self._client is None:
+                    self._client = Client.from_url(self._connected_url("a Client"))
+        return self._client
+
+    @property
+    def async_client(self) -> AsyncClient:
+        """The cluster, for asyncio.
+
+        :raises ConfigurationError: before `connect`
+        """
+        if self._async_client is None:
+            from kvcluster.aio import AsyncClient  # here, because few programs use both
+
+            with self._lock:
+                if self._async_client is None:
+                    self._async_client = AsyncClient.from_url(self._connected_url("an AsyncClient"))
+        return self._async_client
+
+    def _connected_url(self, wanted: str) -> str:
+        if self._url is not None:
+            return self._url
+        if self.connected:
+            raise ConfigurationError(
+                f"cache {self.namespace!r} was not connected with {wanted}: cache.connect(url) serves both kinds"
+            )
+        raise ConfigurationError(f"cache {self.namespace!r} is not connected: call cache.connect('memcached://host:port,…') first")
+
+    @property
+    def planner(self) -> Planner:
+        """A planner for this namespace, of whichever client there is."""
+        return self.planner_of(self._async_client if self._client is None and self._async_client is not None else self.client)
+
+    def planner_of(self, client: Client | AsyncClient) -> Planner:
+        """A client's planner, for this namespace."""
+        base = client.planner
+        planners = self._planners.get(type(client))
+        if planners is None or planners[0] is not base:
+            prefix = base.prefix + self.namespace.encode() + b":"
+            self._planners[type(client)] = planners = (base, replace(base, prefix=prefix, namespace=self.namespace))
+        return planners[1]
+
+    def source(self, planner: Planner, policy: Policy, times: LoadTimes, codec: Codec | None = None) -> Source:
+        """What a flow needs to know; for loaders and repositories."""
+        return Source(planner, policy, codec or planner.codec, self._flights, times, time.monotonic)
+
+    def policy(self, ttl: Duration | None = _INHERIT, negative: Duration = _INHERIT) -> Policy:
+        """The namespace's policy with what a loader says otherwise."""
+        policy = self._policy
+        if ttl is not _INHERIT:
+            policy = replace(policy, ttl=None if ttl is None else seconds(ttl, "ttl"))
+        if negative is not _INHERIT:
+            policy = replace(policy, negative=seconds(negative, "negative"))
+        return policy
+
+    def loader(
+        self, key: str, *, ttl: Duration | None = _INHERIT, negative: Duration = _INHERIT, ignore: Iterable[str] = ()
+    ) -> _Decorator:
+        """Decorate a function, or a coroutine function, whose results are to be cached.
+
+        :param key: the key's template, such as ``"user:{id}"``; each argument must stand in it or in ``ignore``
+        :param ttl: how long results live; the namespace's by default
+        :param negative: how long None lives; the namespace's by default
+        :param ignore: arguments that do not change the result
+        :raises ConfigurationError: where template and function do not fit
+        """
+        policy = self.policy(ttl, negative)
+
+        def decorate(function: Callable[..., Any]) -> Any:
+            template = Template(key, function, ignore)
+            loader: LoaderBase[..., Any]
+            if inspect.iscoroutinefunction(function):
+                from kvcluster.cache.aio import AsyncLoader  # here, because few programs use both
+
+                loader = AsyncLoader(self, template, function, policy)
+            else:
+                loader = Loader(self, template, function, policy)
+            self.loaders.append(loader)
+            return loader
+
+        return decorate
+
+    @overload
+    def repository(
+        self,
+        model: type[M],
+        session_factory: sessionmaker[Session],
+        *,
+        ttl: Duration | None = _INHERIT,
+        negative: Duration = _INHERIT,
+    ) -> Repository[M]: ...
+
+    @overload
+    def repository(
+        self,
+        model: type[M],
+        session_factory: async_sessionmaker[AsyncSession],
+        *,
+        ttl: Duration | None = _INHERIT,
+        negative: Duration = _INHERIT,
+    ) -> AsyncRepository[M]: ...
+
+    def repository(
+        self,
+        model: type[M],
+        session_factory: sessionmaker[Session] | async_sessionmaker[AsyncSession],
+        *,
+        ttl: Duration | None = _INHERIT,
+        negative: Duration = _INHERIT,
+    ) -> Repository[M] | AsyncRepository[M]:
+        """A mapped class whose rows are cached by primary key; see `Repository`.
+
+        :param model: a class mapped by SQLAlchemy 2, with a primary key of one column
+        :param session_factory: what the rows are loaded with; each load has a session of its own. With an ``async_sessionmaker``
+            the
+            repository's calls are awaited
+        :raises MissingExtra: without ``kvcluster[sql]``
+        :raises ConfigurationError: for a model that cannot be cached
+        """
+        from sqlalchemy.orm import sessionmaker
+
+        from kvcluster.cache.repository import Repository  # here, because it needs the extra; first, because it says so
+
+        repository: Repository[M] | AsyncRepository[M]
+        policy = self.policy(ttl, negative)
+        if isinstance(session_factory, sessionmaker):
+            repository = Repository(self, model, session_factory, policy)
+        else:
+            from kvcluster.cache.aio_repository import AsyncRepository
+
+            repository = AsyncRepository(self, model, session_factory, policy)
+        self.repositories.setdefault(model, []).append(repository)
+        return repository
+
+    def bind(self, session_factory: sessionmaker[Session] | async_sessionmaker[AsyncSession]) -> None:
+        """Invalidate what the sessions of this factory change, after each commit: the rows of this cache's repositories.
+
+        :raises MissingExtra: without ``kvcluster[sql]``
+        """
+        from kvcluster.cache.invalidation import bind  # here, because it needs the extra
+
+        bind(self, session_factory)
+
+    def delete_wires(self, wires: Sequence[bytes]) -> None:
+        """Forget keys, given as the nodes store them.
+
+        :raises DeleteFailed: where a node could not be told
+        """
+        self._flights.forget(wires)
+        client = self.client
+        client.run(self.planner_of(client).delete_wires(wires))
+
+    async def delete_wires_async(self, wires: Sequence[bytes]) -> None:
+        """As `delete_wires`. A caller that is cancelled meanwhile does not stop it.
+
+        :raises DeleteFailed: where a node could not be told
+        """
+        self._flights.forget(wires)
+        client = self.async_client
+        import asyncio  # here, because few programs use it
+
+        await asyncio.shield(asyncio.ensure_future(client.run(self.planner_of(client).delete_wires(wires))))
+
+
+class _Decorator(Protocol):
+    """What `Cache.loader` returns."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> AsyncLoader[P, R]: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, function: Callable[P, R]) -> Loader[P, R]: ...

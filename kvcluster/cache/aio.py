@@ -1,0 +1,153 @@
+"""The asyncio face of reading through: the driver of flows for an event loop, and `AsyncLoader`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from kvcluster.aio import AsyncClient
+from kvcluster.cache.flows import (
+    LOADING,
+    UNASKED,
+    Flight,
+    Flow,
+    Join,
+    Load,
+    Outcome,
+    Sleep,
+    Source,
+    read_many,
+    read_missed,
+    refresh_one,
+)
+from kvcluster.cache.loader import LoaderBase, in_order
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class AsyncLoader(LoaderBase[P, R]):
+    """A cached coroutine function. Made by `Cache.loader`. As `Loader`, with calls that are awaited."""
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        client = self._cache.async_client
+        source = self._source(client)
+        wire = source.planner.wire(self._template.key(args, kwargs))
+        value: R = await read_async(client, source, wire, lambda: self._function(*args, **kwargs))
+        return value
+
+    async def uncached(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function itself; the cache is neither read nor changed."""
+        value: R = await self._function(*args, **kwargs)
+        return value
+
+    async def get_many(self, many: Iterable[Any], *args: Any, **kwargs: Any) -> dict[Any, R]:
+        """The results for many values of the first argument, by that argument; the other arguments are the same for all.
+
+        All nodes are asked at once. What is missing is loaded by one call of the `bulk` function, where there is one, else at the
+        same time.
+        """
+        arguments = self._arguments(many, args, kwargs)
+
+        async def load_many(missing: Sequence[Any]) -> Mapping[Any, Any]:
+            if self._bulk is not None:
+                loaded: Mapping[Any, Any] = await self._bulk(missing, *args, **kwargs)
+                return loaded
+            return dict(
+                zip(
+                    missing, await asyncio.gather(*[self._function(argument, *args, **kwargs) for argument in missing]), strict=True
+                )
+            )
+
+        client = self._cache.async_client
+        values: dict[Any, R] = await drive_async(read_many(self._source(client), arguments, load_many), client) if arguments else {}
+        return values
+
+    async def list(self, many: Iterable[Any], *args: Any, **kwargs: Any) -> list[R]:
+        """As `get_many`, as a list in the order asked, without those that are None."""
+        order = [*many]
+        return in_order(order, await self.get_many(order, *args, **kwargs))
+
+    def bulk(
+        self, function: Callable[Concatenate[Sequence[Any], ...], Awaitable[Mapping[Any, R]]]
+    ) -> Callable[..., Awaitable[Mapping[Any, R]]]:
+        """Decorate the coroutine function that loads many at once; see `Loader.bulk`."""
+        self._require_arguments()
+        self._bulk = function
+        return function
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Forget a result. A load that is under way will not be stored. Once begun, it is not undone by a cancellation.
+
+        :raises DeleteFailed: where its node could not be told; it is told before this client reads from it again
+        """
+        await self._cache.delete_wires_async([self._wire(args, kwargs)])
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Load now whatever is cached, store the result, and return it."""
+        client = self._cache.async_client
+        flow = refresh_one(self._source(client), self._wire(args, kwargs), lambda: self._function(*args, **kwargs))
+        value: R = await drive_async(flow, client)
+        return value
+
+
+async def read_async(client: AsyncClient, source: Source, wire: bytes, load: Callable[[], Any]) -> Any:
+    """Read one key through; see `flows.read_one`. ``load`` returns an awaitable."""
+    asked = source.clock()
+    asking = source.asking(wire)
+    failure = await client.exchange(source.planner.address(wire), asking, source.planner.namespace)
+    answer = asking.answers[0] if failure is None else UNASKED
+    return answer.value if answer.found else await drive_async(read_missed(source, wire, load, answer, asked), client)
+
+
+async def drive_async(flow: Flow[T], client: AsyncClient) -> T:
+    """As `drive.drive`. A cancelled caller gives its lease back before it ends, so that nobody waits for it."""
+    try:
+        need = next(flow)
+        while True:
+            result: Any = None
+            try:
+                if isinstance(need, Load):
+                    result = await _load_async(need)
+                elif isinstance(need, Sleep):
+                    await asyncio.sleep(need.seconds)
+                elif isinstance(need, Join):
+                    result = await _landed(need.flight)
+                else:
+                    result = await client.run(need)
+            except BaseException as error:
+                need = flow.throw(error)
+            else:
+                need = flow.send(result)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+async def _load_async(need: Load) -> Any:
+    if need.flight is None:
+        return await need.call()
+    token = LOADING.set((*LOADING.get(), need.flight))
+    try:
+        return await need.call()
+    finally:
+        LOADING.reset(token)
+
+
+async def _landed(flight: Flight) -> Outcome | None:
+    """Wait for a flight, whichever thread or event loop leads it."""
+    loop = asyncio.get_running_loop()
+    landed = loop.create_future()
+
+    def wake() -> None:
+        if not landed.done():
+            landed.set_result(None)
+
+    def call_back() -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(wake)
+
+    flight.when_landed(call_back)
+    await landed
+    return flight.outcome

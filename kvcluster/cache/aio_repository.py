@@ -1,0 +1,81 @@
+"""`AsyncRepository`: `Repository` for asyncio. On its own, because SQLAlchemy's asyncio half needs greenlet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kvcluster.cache.aio import drive_async, read_async
+from kvcluster.cache.flows import read_many, refresh_one
+from kvcluster.cache.loader import in_order
+from kvcluster.cache.policy import Policy
+from kvcluster.cache.repository import RepositoryBase
+from kvcluster.errors import MissingExtra
+
+try:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+except ImportError:
+    raise MissingExtra("sql", "cache.repository with an async_sessionmaker") from None
+
+if TYPE_CHECKING:
+    from kvcluster.cache import Cache
+
+M = TypeVar("M")
+
+
+class AsyncRepository(RepositoryBase[M]):
+    """The rows of one mapped class. Made by `Cache.repository`. As `Repository`, with calls that are awaited."""
+
+    def __init__(self, cache: Cache, model: type[M], sessions: async_sessionmaker[AsyncSession], policy: Policy) -> None:
+        super().__init__(cache, model, policy)
+        self._sessions = sessions
+
+    async def get(self, id: Any, *, session: AsyncSession | None = None) -> M | None:
+        """The row with this primary key as a detached instance, or None where there is none.
+
+        :param session: read by this session instead, and store nothing: it sees its own changes, and perhaps an older snapshot
+        """
+        if session is not None:
+            return self._instance((await self._load_with(session, [id])).get(id))
+        client = self._cache.async_client
+        return self._instance(await read_async(client, self._source(client), self.wire(id), lambda: self._load_one(id)))
+
+    async def get_many(self, ids: Iterable[Any], *, session: AsyncSession | None = None) -> dict[Any, M | None]:
+        """The rows with these primary keys, by primary key: one multi-get over all nodes, and one SELECT for what is missing."""
+        wanted = [*dict.fromkeys(ids)]
+        client = self._cache.async_client
+        if session is not None:
+            rows = await self._load_with(session, wanted)
+        else:
+            flow = read_many(self._source(client), {self.wire(id): id for id in wanted}, self._load)
+            rows = await drive_async(flow, client) if wanted else {}
+        return {id: self._instance(rows.get(id)) for id in wanted}
+
+    async def list(self, ids: Iterable[Any], *, session: AsyncSession | None = None) -> list[M]:
+        """As `get_many`, as a list in the order asked, without rows that are not there."""
+        order = [*ids]
+        return in_order(order, await self.get_many(order, session=session))
+
+    async def refresh(self, id: Any) -> M | None:
+        """Load a row now whatever is cached, store it, and return it."""
+        client = self._cache.async_client
+        return self._instance(
+            await drive_async(refresh_one(self._source(client), self.wire(id), lambda: self._load_one(id)), client)
+        )
+
+    async def invalidate(self, id: Any) -> None:
+        """Forget a row. A load that is under way will not be stored. Once begun, it is not undone by a cancellation.
+
+        :raises DeleteFailed: where its node could not be told; it is told before this client reads from it again
+        """
+        await self._cache.delete_wires_async([self.wire(id)])
+
+    async def _load_one(self, id: Any) -> dict[str, Any] | None:
+        return (await self._load([id])).get(id)
+
+    async def _load(self, ids: Sequence[Any]) -> dict[Any, dict[str, Any]]:
+        async with self._sessions() as session:
+            return await self._load_with(session, ids)
+
+    async def _load_with(self, session: AsyncSession, ids: Sequence[Any]) -> dict[Any, dict[str, Any]]:
+        return self._rows(await session.execute(self._query(ids)))

@@ -1,0 +1,160 @@
+"""What a commit deletes.
+
+While a session flushes, the keys of the rows it changes are noted. They are deleted when its root transaction has ended: after
+the commit, because a reader in between would store the old row again, and after the transaction's end, because raising or taking
+a second connection inside ``after_commit`` leaves the session unusable. A rolled back savepoint keeps its keys: deleting one too
+many costs a load, one too few is a stale read. For the same reason a commit that raised deletes too, since the database may have
+it.
+
+``commit()`` never raises because of the cache: the rows are in the database, and a caller that tried again would write twice.
+Deletes that did not reach their node are repeated in the background until they do, which is logged when it begins and when it is
+done; this client does not read from the node before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+
+from kvcluster.cache.repository import RepositoryBase
+from kvcluster.client import Client
+from kvcluster.errors import DeleteFailed
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+    from kvcluster.aio import AsyncClient
+    from kvcluster.cache import Cache
+
+log = logging.getLogger("kvcluster")
+
+_FIRST_RETRY: Final = 0.1
+_LAST_RETRY: Final = 1.0
+
+
+class _Pending:
+    """What one session has changed since its root transaction began."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[RepositoryBase[Any], Any], None] = {}
+        self.committing = False
+
+
+def bind(cache: Cache, session_factory: sessionmaker[Session] | async_sessionmaker[AsyncSession]) -> None:
+    """Listen to the sessions of a factory; see `Cache.bind`."""
+    slot = f"kvcluster:{cache.namespace}:{id(cache)}"
+    retries = Retries()
+    is_async = not isinstance(session_factory, sessionmaker)
+    target: Any = session_factory if isinstance(session_factory, sessionmaker) else _own_session_class(session_factory)
+
+    def note(session: Session, instance: object) -> None:
+        for repository in cache.repositories.get(type(instance), ()):
+            pending = session.info.setdefault(slot, _Pending())
+            pending.rows.update(((repository, id), None) for id in repository.identifiers_of(instance))
+
+    def after_flush(session: Session, context: object) -> None:
+        for instance in (*session.new, *session.dirty):
+            note(session, instance)
+
+    def before_commit(session: Session) -> None:
+        if session.get_nested_transaction() is None:
+            session.info.setdefault(slot, _Pending()).committing = True  # before the last flush, which adds keys
+
+    def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is not None:
+            return
+        pending = session.info.pop(slot, None)
+        if pending is None or not pending.committing or not pending.rows:
+            return
+        try:
+            wires = [*{repository.wire(id) for repository, id in pending.rows}]
+            if is_async:
+                from sqlalchemy.util import await_only  # the sync half of an async session runs in a greenlet, which can wait
+
+                await_only(cache.delete_wires_async(wires))
+            else:
+                cache.delete_wires(wires)
+        except DeleteFailed as error:
+            if is_async:
+                retries.start_async(cache.async_client, error)
+            else:
+                retries.start(cache.client, error)
+        except Exception:
+            log.exception("after a commit: %d rows of cache %r were not invalidated", len(pending.rows), cache.namespace)
+
+    event.listen(target, "after_flush", after_flush)
+    event.listen(target, "persistent_to_deleted", note)  # orphans too, which are in no list of the session
+    event.listen(target, "before_commit", before_commit)
+    event.listen(target, "after_transaction_end", after_transaction_end)
+
+
+def _own_session_class(factory: async_sessionmaker[AsyncSession]) -> type[Session]:
+    """The class of the sync sessions under an async factory's, made its own, so that no other factory hears of it."""
+    given: type[Session] = factory.kw.get("sync_session_class") or factory.class_.sync_session_class
+    own = type(given.__name__, (given,), {})
+    factory.configure(sync_session_class=own)
+    return own
+
+
+class Retries:
+    """Repeats clients' failed deletes in the background, in one daemon thread per client that ends when there are none left.
+
+    It does so at once, and again at each further failure: what a hanging node finds in its socket's buffer when it wakes, it
+    carries out before others read from it.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[int, int], threading.Event] = {}  # by process and client: a forked child has no such thread
+        self._tasks: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._lock = threading.Lock()
+
+    def start(self, client: Client, error: DeleteFailed) -> None:
+        """Repeat this client's failed deletes."""
+        name = (os.getpid(), id(client))
+        with self._lock:
+            if name in self._running:
+                self._running[name].set()
+                return
+            self._running[name] = failed_again = threading.Event()
+        log.error("after a commit: %s; deletes are repeated until they succeed", error)
+        arguments = (client, name, failed_again)
+        threading.Thread(target=self._repeat, args=arguments, name="kvcluster-retries", daemon=True).start()
+
+    def _repeat(self, client: Client, name: tuple[int, int], failed_again: threading.Event) -> None:
+        delay = _FIRST_RETRY
+        while client.replay_deletes() or not self._finish(client, name):
+            delay = _FIRST_RETRY if failed_again.wait(delay) else min(delay * 2, _LAST_RETRY)
+            failed_again.clear()
+        log.warning("all deletes that failed after a commit have succeeded")
+
+    def _finish(self, client: Client, name: tuple[int, int]) -> bool:
+        """End, unless a commit failed just now that has seen this thread running."""
+        with self._lock:
+            if client.replay_deletes():
+                return False
+            del self._running[name]
+            return True
+
+    def start_async(self, client: AsyncClient, error: DeleteFailed) -> None:
+        """As `start`, in a task of the running loop."""
+        name = (os.getpid(), id(client))
+        if name in self._tasks:
+            return
+        log.error("after a commit: %s; deletes are repeated until they succeed", error)
+        self._tasks[name] = asyncio.get_running_loop().create_task(self._repeat_async(client, name))
+
+    async def _repeat_async(self, client: AsyncClient, name: tuple[int, int]) -> None:
+        delay = _FIRST_RETRY
+        try:
+            while await client.replay_deletes():
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _LAST_RETRY)
+        finally:
+            del self._tasks[name]
+        log.warning("all deletes that failed after a commit have succeeded")

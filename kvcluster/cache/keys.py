@@ -1,0 +1,128 @@
+"""Cache keys from a loader's arguments: readable, stable over deploys, and different for different arguments.
+
+Every parameter stands in the template, so that no two calls with different results share a key. Arguments are percent-escaped,
+and fields must be separated by punctuation, so that ``("1:2", "3")`` and ``("1", "2:3")`` do not meet. A string that reads like a
+number, a date or a UUID has its first character escaped in lower case, as nothing else has, so that ``"42"`` and ``42`` do not
+meet either.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import inspect
+import re
+import string
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+from kvcluster.errors import ConfigurationError, IllegalKey
+
+_UNSAFE = re.compile(r"[\x00-\x2d\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]")
+_READS_LIKE_ANOTHER_TYPE = re.compile(r"[0-9-]|[0-9a-f]{32}\Z").match
+_SEPARATOR = re.compile(f"(?!%){_UNSAFE.pattern}").search  # a percent sign may be the start of an escape
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,100}").fullmatch
+
+
+def checked_namespace(namespace: str) -> str:
+    """The namespace itself.
+
+    :raises ConfigurationError: where it is not 1 to 100 letters, digits, ``_``, ``.`` or ``-``
+    """
+    if not isinstance(namespace, str) or not _NAMESPACE(namespace):
+        raise ConfigurationError(f"namespace must be 1 to 100 letters, digits, '_', '.' or '-', not {namespace!r}")
+    return namespace
+
+
+def escaped(value: object, name: str = "argument") -> str:
+    """One argument as part of a key. A member of an Enum stands for its value.
+
+    :raises IllegalKey: where it is not int, str, UUID, date or Enum
+
+    >>> escaped("a:b"), escaped(7), escaped("7"), escaped("서울")
+    ('a%3Ab', '7', '%37', '서울')
+    """
+    kind = type(value)
+    if kind is int:
+        return str(value).replace("-", "%2D")
+    if isinstance(value, enum.Enum):
+        return escaped(value.value, name)
+    if isinstance(value, str):
+        if _READS_LIKE_ANOTHER_TYPE(value):
+            return f"%{ord(value[0]):02x}" + _percent_escaped(value[1:])
+        return _percent_escaped(value)
+    if isinstance(value, uuid.UUID):
+        return value.hex
+    if isinstance(value, datetime.date):
+        return _percent_escaped(value.isoformat())
+    raise IllegalKey(f"{name} must be int, str, UUID, date or Enum to be part of a key, not {kind.__name__}")
+
+
+def _percent_escaped(text: str) -> str:
+    return _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", text)
+
+
+class Template:
+    """A key template such as ``"profile:{user_id}:{lang}"``, bound to the function whose arguments fill it.
+
+    :param text: literal text and the names of parameters in braces
+    :param function: the loader; each of its parameters must stand in the template or in ``ignore``
+    :param ignore: parameters that do not change the result
+    :raises ConfigurationError: where template and function do not fit
+
+    >>> Template("profile:{user_id}:{lang}", lambda user_id, lang="ko": None).key((42,), {})
+    'profile:42:ko'
+    """
+
+    #: The first argument's name: the one that ``get_many`` takes many of.
+    many: str
+
+    def __init__(self, text: str, function: Callable[..., Any], ignore: Iterable[str] = ()) -> None:
+        self.text = text
+        self._signature = inspect.signature(function)
+        parameters = self._signature.parameters
+        ignored = {*ignore, *(name for name, p in parameters.items() if name == "session" and p.kind is p.KEYWORD_ONLY)}
+        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()):
+            raise ConfigurationError(f"key template {text!r}: a loader cannot take *args or **kwargs")
+        pieces = list(_pieces(text))
+        fields = [name for _, name in pieces if name is not None]
+        unknown = [name for name in fields if name not in parameters]
+        missing = [name for name in parameters if name not in fields and name not in ignored]
+        if unknown:
+            raise ConfigurationError(f"key template {text!r} names {unknown[0]!r}, which is not an argument of the loader")
+        if missing:
+            raise ConfigurationError(f"key template {text!r} lacks {missing[0]!r}: put {{{missing[0]}}} in it, or ignore={missing}")
+        for (_, before), (literal, name) in pairwise(pieces):
+            if before is not None and name is not None and not _SEPARATOR(literal):
+                raise ConfigurationError(f"key template {text!r}: {{{before}}} and {{{name}}} must be separated by ':' or the like")
+        self._pieces: Final[Sequence[tuple[str, str | None]]] = pieces
+        self._positional = [name for name in parameters if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
+        self._simple = len(self._positional) == len(parameters)
+        self.many = self._positional[0] if self._positional else ""
+
+    def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """The key of a call with these arguments.
+
+        :raises TypeError: where the loader cannot be called with them
+        :raises IllegalKey: where one of them cannot be part of a key
+        """
+        if self._simple and not kwargs and len(args) == len(self._positional):
+            arguments: Mapping[str, Any] = dict(zip(self._positional, args, strict=True))
+        else:
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            arguments = bound.arguments
+        return "".join([literal if name is None else literal + escaped(arguments[name], name) for literal, name in self._pieces])
+
+
+def _pieces(text: str) -> Iterable[tuple[str, str | None]]:
+    """The template's pieces: literal text and the field after it, None after the last."""
+    try:
+        for literal, name, spec, conversion in string.Formatter().parse(text):
+            if name is not None and (not name.isidentifier() or spec or conversion):
+                raise ConfigurationError(f"key template {text!r}: {{{name}}} must be the bare name of an argument")
+            yield literal, name
+    except ValueError as error:
+        raise ConfigurationError(f"key template {text!r}: {error}") from None

@@ -1,0 +1,217 @@
+"""`Repository`: the rows of a mapped class, cached by primary key.
+
+What is stored are the columns, as msgpack, decoded by the columns' own Python types; never a pickled object. What comes back are
+detached instances: their columns are there, and a relationship raises instead of loading by accident.
+
+A load opens a session of its own. A session in an open transaction may see an older snapshot than the lease was won for
+(MariaDB's default, and SQLite in WAL mode), and what it read would be stored for the whole ttl; with ``session=`` a row is
+returned, not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
+
+import msgspec
+
+from kvcluster.cache.drive import drive, read
+from kvcluster.cache.flows import LoadTimes, Source, read_many, refresh_one
+from kvcluster.cache.keys import escaped
+from kvcluster.cache.loader import in_order
+from kvcluster.cache.policy import Policy
+from kvcluster.codec import MSGPACK, Undecodable
+from kvcluster.errors import ConfigurationError, IllegalValue, MissingExtra
+
+try:
+    from sqlalchemy import Column, ColumnElement, Select, inspect, select
+    from sqlalchemy.orm import Mapper, Session, make_transient_to_detached, sessionmaker
+    from sqlalchemy.orm.attributes import instance_dict, instance_state
+except ImportError:
+    raise MissingExtra("sql", "cache.repository") from None
+
+if TYPE_CHECKING:
+    from kvcluster.aio import AsyncClient
+    from kvcluster.cache import Cache
+    from kvcluster.client import Client
+
+M = TypeVar("M")
+
+
+class RowCodec:
+    """Rows, as dictionaries of column values by attribute, to bytes and back.
+
+    A row is a msgpack map. One that was stored before a column was removed decodes; one from before a column was added does not,
+    and is a counted miss.
+
+    :param types: what each column's values are
+    :raises ConfigurationError: for a type that msgpack cannot hold
+    """
+
+    def __init__(self, types: Mapping[str, Any]) -> None:
+        for name, kind in types.items():
+            try:
+                msgspec.msgpack.Decoder(kind)
+            except TypeError as error:
+                raise ConfigurationError(f"column {name} cannot be cached: {error}") from None
+        self._decoder = msgspec.msgpack.Decoder(TypedDict("Row", types) | None)  # type: ignore[operator]
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def encode(self, row: dict[str, Any] | None) -> tuple[bytes, int]:
+        """The row's bytes; None is "there is no such row".
+
+        :raises IllegalValue: for a column value that would not come back with its exact type
+        """
+        try:
+            data = self._encoder.encode(row)
+            back = self.decode(data, MSGPACK)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise IllegalValue(f"row cannot be stored: {error}") from None
+        for name, value in row.items() if row else ():
+            copy = back[name]  # type: ignore[index]
+            if type(value) is not type(copy) or (value != copy and value == value):  # NaN is the value that does not equal itself
+                raise IllegalValue(f"row cannot be stored: {name} is {value!r} and would come back as {copy!r}")
+        return data, MSGPACK
+
+    def decode(self, data: bytes, flags: int) -> dict[str, Any] | None:
+        """The row.
+
+        :raises Undecodable: where the bytes are not a row of these columns
+        """
+        if flags != MSGPACK:
+            raise Undecodable(f"flags {flags} are not a row's")
+        row: dict[str, Any] | None = self._decoder.decode(data)
+        return row
+
+
+class RepositoryBase(Generic[M]):
+    """What `Repository` and `AsyncRepository` share: a mapped class, its keys, its columns and its policy."""
+
+    def __init__(self, cache: Cache, model: type[M], policy: Policy) -> None:
+        mapper: Mapper[M] = inspect(model)
+        if len(mapper.primary_key) != 1:
+            raise ConfigurationError(f"{model.__name__} must have a primary key of one column, not {len(mapper.primary_key)}")
+        if mapper.polymorphic_on is not None or mapper.inherits is not None:
+            raise ConfigurationError(f"{model.__name__} is part of an inheritance hierarchy, whose rows have several shapes")
+        if any(other is not model and other.__name__ == model.__name__ for other in cache.repositories):
+            raise ConfigurationError(
+                f"cache {cache.namespace!r} has another model of the name {model.__name__}, and keys hold the name"
+            )
+        self.model = model
+        self._cache = cache
+        self._policy = policy
+        self._times = LoadTimes()
+        # Expressions are left out, for they may depend on other rows; asking an instance for one raises, as for a deferred column.
+        loaded = [each for each in mapper.column_attrs if isinstance(each.columns[0], Column) and not each.deferred]
+        columns = {each.key: each.columns[0] for each in loaded}
+        self._names = [*columns]
+        self._whole = len(columns) == len(mapper.column_attrs)
+        self._columns = [getattr(model, name) for name in columns]
+        self.identifier = mapper.get_property_by_column(mapper.primary_key[0]).key
+        self._identity = getattr(model, self.identifier)
+        self._codec = RowCodec({name: _python_type(column) for name, column in columns.items()})
+        self._mapper = mapper
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._cache.namespace}:{self.model.__name__}>"
+
+    @property
+    def loads(self) -> int:
+        """How often this process went to the source for it and came back with an answer; a bulk load is one."""
+        return self._times.count
+
+    def identifiers_of(self, instance: object) -> set[Any]:
+        """The primary keys that an instance's row has and had, while it is being flushed."""
+        state = instance_state(instance)
+        return {state.dict.get(self.identifier), *(state.identity or ())} - {None}
+
+    def wire(self, id: Any) -> bytes:
+        """The key of a row, as its node stores it.
+
+        :raises IllegalKey: where a primary key cannot be part of a key
+        """
+        return self._cache.planner.wire(f"{self.model.__name__}:{escaped(id, self.identifier)}")
+
+    def _source(self, client: Client | AsyncClient) -> Source:
+        return self._cache.source(self._cache.planner_of(client), self._policy, self._times, self._codec)
+
+    def _query(self, ids: Sequence[Any]) -> Select[Any]:
+        return select(*self._columns).where(self._identity == ids[0] if len(ids) == 1 else self._identity.in_(ids))
+
+    def _rows(self, result: Iterable[Any]) -> dict[Any, dict[str, Any]]:
+        rows = [dict(zip(self._names, row, strict=True)) for row in result]
+        return {row[self.identifier]: row for row in rows}
+
+    def _instance(self, row: dict[str, Any] | None) -> M | None:
+        """A detached instance, as `make_transient_to_detached` makes it; in a third of its time where no column is left out."""
+        if row is None:
+            return None
+        instance: M = self._mapper.class_manager.new_instance()
+        instance_dict(instance).update(row)
+        if self._whole:
+            instance_state(instance).key = self._mapper.identity_key_from_primary_key((row[self.identifier],))
+        else:
+            make_transient_to_detached(instance)
+        return instance
+
+
+class Repository(RepositoryBase[M]):
+    """The rows of one mapped class, read through the cache. Made by `Cache.repository`."""
+
+    def __init__(self, cache: Cache, model: type[M], sessions: sessionmaker[Session], policy: Policy) -> None:
+        super().__init__(cache, model, policy)
+        self._sessions = sessions
+
+    def get(self, id: Any, *, session: Session | None = None) -> M | None:
+        """The row with this primary key as a detached instance, or None where there is none.
+
+        :param session: read by this session instead, and store nothing: it sees its own changes, and perhaps an older snapshot
+        """
+        if session is not None:
+            return self._instance(self._load_with(session, [id]).get(id))
+        client = self._cache.client
+        return self._instance(read(client, self._source(client), self.wire(id), lambda: self._load([id]).get(id)))
+
+    def get_many(self, ids: Iterable[Any], *, session: Session | None = None) -> dict[Any, M | None]:
+        """The rows with these primary keys, by primary key: one multi-get over all nodes, and one SELECT for what is missing."""
+        wanted = [*dict.fromkeys(ids)]
+        client = self._cache.client
+        if session is not None:
+            rows = self._load_with(session, wanted)
+        else:
+            flow = read_many(self._source(client), {self.wire(id): id for id in wanted}, self._load)
+            rows = drive(flow, client) if wanted else {}
+        return {id: self._instance(rows.get(id)) for id in wanted}
+
+    def list(self, ids: Iterable[Any], *, session: Session | None = None) -> list[M]:
+        """As `get_many`, as a list in the order asked, without rows that are not there."""
+        order = [*ids]
+        return in_order(order, self.get_many(order, session=session))
+
+    def refresh(self, id: Any) -> M | None:
+        """Load a row now whatever is cached, store it, and return it."""
+        client = self._cache.client
+        return self._instance(drive(refresh_one(self._source(client), self.wire(id), lambda: self._load([id]).get(id)), client))
+
+    def invalidate(self, id: Any) -> None:
+        """Forget a row. A load that is under way will not be stored.
+
+        :raises DeleteFailed: where its node could not be told; it is told before this client reads from it again
+        """
+        self._cache.delete_wires([self.wire(id)])
+
+    def _load(self, ids: Sequence[Any]) -> dict[Any, dict[str, Any]]:
+        with self._sessions() as session:
+            return self._load_with(session, ids)
+
+    def _load_with(self, session: Session, ids: Sequence[Any]) -> dict[Any, dict[str, Any]]:
+        return self._rows(session.execute(self._query(ids)))
+
+
+def _python_type(column: ColumnElement[Any]) -> Any:
+    """What a column's values decode to: its type's Python type, or anything msgpack holds where it names none."""
+    try:
+        kind = column.type.python_type
+    except NotImplementedError:
+        return Any
+    return Any if kind in (dict, list) else kind | None  # JSON holds anything; any column may be NULL, whatever is declared

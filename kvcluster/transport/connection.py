@@ -1,0 +1,230 @@
+"""One connection to one node: send a request, read its replies, count both.
+
+On a plain socket the kernel keeps the time (SO_RCVTIMEO and SO_SNDTIMEO, set once): a socket with ``settimeout()`` would cost a
+poll before every receive. A node that sends one byte now and then would stay below the kernel's limit for ever, so the deadline
+is checked after each receive that did not bring the end.
+
+A connection has one user at a time. Whatever interrupts an exchange leaves replies behind that would answer the next question, so a
+connection is used again only if its exchange completed.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import struct
+import time
+from typing import Final, Protocol
+
+from pymemcache.client.base import KeepaliveOpts
+
+from kvcluster.errors import BadReply, CommandRefused, NodeTimeout, NodeUnreachable
+from kvcluster.protocol.hot import Malformed, Reader
+from kvcluster.protocol.requests import Commands, Deletes, Request
+from kvcluster.stats.counters import Counters
+from kvcluster.topology import Node
+
+SLOWEST: Final = 10 << 20  # bytes per second; a node that moves so many is not late, however large the values
+
+_TIMEVAL: Final = struct.Struct("@ll")
+
+
+class Stream(Protocol):
+    """What a connection needs of a socket. Embedded nodes offer it without one."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of it, or raise OSError."""
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """Receive at least one byte into the buffer and say how many; 0 at the end."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class Connection:
+    """A stream to a node, with its reader and its counters.
+
+    :param address: the node's, for errors
+    :param timeout: seconds for one exchange
+    :param opened: when the stream was opened, by ``time.monotonic()``
+    """
+
+    __slots__ = ("address", "counters", "expired", "idle_since", "opened", "owed", "reader", "stream", "timeout", "used")
+
+    def __init__(self, stream: Stream, address: str, timeout: float, opened: float) -> None:
+        self.stream = stream
+        self.address = address
+        self.timeout = timeout
+        self.opened = opened
+        self.reader = Reader()
+        self.counters: dict[str, Counters] = {}  # by namespace
+        self.owed = 0  # no-op replies still to come, from requests that nobody waited for
+        self.used = False  # whether an exchange completed on it
+        self.expired = False  # whether to close it when it is given back
+        self.idle_since = opened
+
+    def tally(self, namespace: str) -> Counters:
+        """The counters of one namespace."""
+        counters = self.counters.get(namespace)
+        if counters is None:
+            self.counters[namespace] = counters = Counters()
+        return counters
+
+    def exchange(self, request: Request, namespace: str) -> None:
+        """Send a request and read all its replies.
+
+        :raises NetworkError: where the node does not answer in time, or closes the connection
+        :raises BadReply: where what it sends is no reply
+        :raises CommandRefused: where it refuses a delete
+        """
+        self.send(request)
+        self.receive(request, namespace)
+
+    def send(self, request: Request) -> None:
+        """The first half of `exchange`."""
+        try:
+            if self.owed:
+                self.settle()
+            self.stream.sendall(request.payload)
+        except (TimeoutError, BlockingIOError):
+            raise self._late() from None
+        except OSError as error:
+            raise NodeUnreachable(self.address, f"connection lost while sending ({error})") from None
+        self.owed += request.owed
+
+    def receive(self, request: Request, namespace: str, deadline: float | None = None) -> None:
+        """The second half of `exchange`.
+
+        :param deadline: by ``time.monotonic()``; without one the connection's own timeout counts from here. `SLOWEST` extends it
+        """
+        self.complete(request, namespace, self._read(request, deadline) if request.count else 0)
+
+    def complete(self, request: Request, namespace: str, received: int) -> None:
+        """Count a request whose replies were read."""
+        if self.reader.excess:
+            raise BadReply(self.address, "sent more than was asked for")
+        counters = self.tally(namespace)
+        counters.bytes_written += len(request.payload)
+        counters.bytes_read += received
+        if isinstance(request, Deletes) and (refusal := request.refusal):
+            raise CommandRefused(self.address, refusal)  # a failed exchange, whose deletes are kept to be sent again
+        request.settle(counters)
+
+    def _read(self, request: Request, deadline: float | None) -> int:
+        """Receive until the request has its replies; the number of bytes it took."""
+        reader = self.reader
+        reader.begin(request)
+        total = 0
+        try:
+            if reader.excess and reader.received(0):  # it came together with the reply before
+                return total
+            while True:
+                if deadline is not None:
+                    self._wait(deadline)
+                count = self.stream.recv_into(reader.buffer())
+                if not count:
+                    raise NodeUnreachable(self.address, "closed the connection before its reply was whole")
+                total += count
+                if reader.received(count):
+                    return total
+                deadline = (deadline or time.monotonic() + self.timeout) + count / SLOWEST
+        except (TimeoutError, BlockingIOError) as error:
+            raise (error if isinstance(error, NodeTimeout) else self._late()) from None
+        except Malformed as error:
+            raise BadReply(self.address, f"sent what is no reply: {error}") from None
+        except NodeUnreachable:
+            raise
+        except OSError as error:
+            raise NodeUnreachable(self.address, f"connection lost while receiving ({error})") from None
+
+    def _wait(self, deadline: float) -> None:
+        """Wait for bytes where the deadline comes before the kernel's timeout would."""
+        remaining = deadline - time.monotonic()
+        if remaining < self.timeout and not readable(self.stream, max(0.0, remaining)):
+            raise self._late()
+
+    def settle(self) -> None:
+        """Read the replies up to the no-ops that ended requests nobody waited for."""
+        while self.owed:
+            line = Commands(b"", 1)
+            self._read(line, None)
+            self.owed -= line.replies[0].status == "MN"
+
+    def _late(self) -> NodeTimeout:
+        return NodeTimeout(self.address, f"no answer within {self.timeout:g} s")
+
+    def close(self) -> None:
+        """Close the stream."""
+        self.stream.close()
+
+
+def readable(stream: Stream, seconds: float) -> bool:
+    """Whether the stream has bytes to read, waiting for them at most so long. An embedded node's stream always knows its answer."""
+    if not isinstance(stream, socket.socket) or pending(stream):
+        return True
+    poll = select.poll()
+    poll.register(stream, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def pending(stream: socket.socket) -> int:
+    """How many bytes TLS has decrypted already, which no poll sees."""
+    return stream.pending() if isinstance(stream, ssl.SSLSocket) else 0
+
+
+def dial(
+    node: Node,
+    connect_timeout: float,
+    timeout: float,
+    keepalive: KeepaliveOpts | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> socket.socket:
+    """A socket to a node, trying each of its addresses in turn.
+
+    :param tls: what to encrypt with; None for plain text, as always over a Unix socket
+    :raises OSError: the last address's failure
+    """
+    if node.socket_path is not None:
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        return _connected(stream, node.socket_path, connect_timeout, timeout)
+    last: OSError = OSError("no address")
+    for family, _, _, _, address in socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM):
+        try:
+            stream = socket.socket(family, socket.SOCK_STREAM)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if keepalive is not None:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive.idle)
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, keepalive.intvl)
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, keepalive.cnt)
+            if tls is not None:
+                stream = tls.wrap_socket(stream, server_hostname=node.host)
+            return _connected(stream, address, connect_timeout, timeout)
+        except OSError as error:
+            last = error
+    raise last
+
+
+def _connected(stream: socket.socket, address: object, connect_timeout: float, timeout: float) -> socket.socket:
+    try:
+        stream.settimeout(connect_timeout)
+        stream.connect(address)  # type: ignore[arg-type]
+        stream.settimeout(blocking_timeout(stream, timeout))
+        if stream.gettimeout() is None:
+            limit = _TIMEVAL.pack(int(timeout), int(timeout % 1 * 1_000_000))
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def blocking_timeout(stream: socket.socket, timeout: float) -> float | None:
+    """The timeout that Python must keep: None where the kernel keeps it.
+
+    The kernel's never fires under TLS, which reads on, nor on the sockets that gevent and eventlet put in place of Python's.
+    """
+    return None if type(stream) is socket.socket and socket.socket.__module__ == "socket" else timeout

@@ -1,0 +1,111 @@
+"""A driver that a test plays by hand: it sees the exact bytes a flow would send, and says what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kvcluster.cache.flows import Flights, Join, Load, LoadTimes, Sleep, Source
+from kvcluster.cache.policy import Policy
+from kvcluster.codec import StandardCodec
+from kvcluster.errors import NodeUnreachable
+from kvcluster.placement import placement
+from kvcluster.plan import Plan, Planner
+from kvcluster.protocol.hot import Reader
+from kvcluster.stats.counters import Counters
+from kvcluster.testing.clock import Clock
+from kvcluster.topology import Node
+
+POLICY = Policy(ttl=100, jitter=0, takeover=1.0)
+
+
+def source(nodes: int = 1, policy: Policy = POLICY, **settings: Any) -> tuple[Source, Clock]:
+    """A source over nodes that do not exist, and its clock."""
+    clock = Clock(1000.0)
+    planner = Planner(placement("slots", [Node(f"node{n}:1") for n in range(nodes)]), b"s:", "s", **settings)
+    return Source(planner, policy, StandardCodec(), Flights(), LoadTimes(), clock), clock
+
+
+class Hand:
+    """One flow, and how far it has come.
+
+    ``need`` is what it asks for now; once it has ended, ``result`` or ``error`` is what it ended with.
+    """
+
+    def __init__(self, flow: Any) -> None:
+        self.flow = flow
+        self.counters = Counters()
+        self.need: Any = None
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.ended = False
+        self._step(lambda: next(flow))
+
+    def _step(self, step: Callable[[], Any]) -> None:
+        assert not self.ended
+        try:
+            self.need = step()
+        except StopIteration as stop:
+            self.ended, self.result, self.need = True, stop.value, None
+        except BaseException as error:
+            self.ended, self.error, self.need = True, error, None
+
+    @property
+    def sends(self) -> dict[str, bytes]:
+        """The bytes to be sent now, by node."""
+        assert isinstance(self.need, Plan), self.need
+        return {address: request.payload for address, request in self.need.requests.items()}
+
+    @property
+    def wire(self) -> bytes:
+        """The bytes to be sent now, to one node."""
+        (payload,) = self.sends.values()
+        return payload
+
+    def opened_before(self) -> float | None:
+        (request,) = self.need.requests.values()
+        return request.opened_before  # type: ignore[no-any-return]
+
+    def receives(self, *replies: bytes | None) -> Hand:
+        """Let the nodes answer, in the order of ``sends``; None: that node cannot be asked."""
+        plan = self.need
+        failures = {}
+        for (address, request), data in zip(plan.requests.items(), replies, strict=True):
+            if data is None:
+                failures[address] = NodeUnreachable(address, "gone")
+                request.fail(self.counters)
+                continue
+            reader = Reader()
+            reader.begin(request)
+            reader.buffer()[: len(data)] = data
+            assert reader.received(len(data)), data
+            assert not reader.excess, data
+            request.settle(self.counters)
+        self._step(lambda: self.flow.send(plan.finish(failures)))
+        return self
+
+    def loads(self) -> Hand:
+        """Call the loader that the flow asks to be called."""
+        assert isinstance(self.need, Load), self.need
+        try:
+            value = self.need.call()
+        except BaseException as raised:
+            error = raised
+            self._step(lambda: self.flow.throw(error))
+        else:
+            self._step(lambda: self.flow.send(value))
+        return self
+
+    def sleeps(self) -> Hand:
+        """Go on after a pause."""
+        assert isinstance(self.need, Sleep), self.need
+        self._step(lambda: self.flow.send(None))
+        return self
+
+    def joins(self) -> Hand:
+        """Go on after the flight that the flow waits for has landed."""
+        assert isinstance(self.need, Join), self.need
+        assert self.need.flight.landed.is_set()
+        outcome = self.need.flight.outcome
+        self._step(lambda: self.flow.send(outcome))
+        return self

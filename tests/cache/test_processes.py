@@ -1,0 +1,106 @@
+"""Several processes with several threads each on four nodes: one load per key, and no old value after an invalidation.
+
+``KVCLUSTER_SOAK=1`` makes the search for old values as long as the claim is large.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from kvcluster.testing.nodes import RunningNode
+from tests.cache import workers
+from tests.cache.shop import Base, User, engine_of
+
+SPAWN = multiprocessing.get_context("spawn")
+SECONDS = 600.0 if os.environ.get("KVCLUSTER_SOAK") == "1" else 12.0
+USERS = 12
+
+
+@contextmanager
+def running(*works: tuple[Callable[..., None], tuple[Any, ...]]) -> Iterator[list[Any]]:
+    """Processes that do these works, ended at the end."""
+    processes = [SPAWN.Process(target=work, args=arguments, daemon=True) for work, arguments in works]
+    try:
+        for process in processes:
+            process.start()
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+            process.close()
+
+
+def addresses(nodes: list[RunningNode]) -> list[str]:
+    return [node.address for node in nodes]
+
+
+def end(processes: list[Any], seconds: float = 60) -> None:
+    for process in processes:
+        process.join(seconds)
+        assert process.exitcode == 0
+
+
+def test_a_cold_key_is_loaded_once_over_all_processes(nodes: list[RunningNode]) -> None:
+    gate, loads, answers = SPAWN.Barrier(4 * 8), SPAWN.Value("i", 0), SPAWN.Value("i", 0)
+    with running(*[(workers.herd, (addresses(nodes), 8, gate, loads, answers, 0.2))] * 4) as processes:
+        end(processes)
+    assert (loads.value, answers.value) == (1, 4 * 8)
+
+
+def test_a_winner_that_is_killed_costs_one_more_load(nodes: list[RunningNode]) -> None:
+    loading, go, ready = SPAWN.Event(), SPAWN.Event(), SPAWN.Semaphore(0)
+    loads, answers = SPAWN.Value("i", 0), SPAWN.Value("i", 0)
+    heirs = [(workers.heir, (addresses(nodes), 4, go, ready, loads, answers, 0.3))] * 2
+    with running((workers.doomed, (addresses(nodes), loading, loads)), *heirs) as (winner, *others):
+        assert loading.wait(30)
+        for _ in others:
+            assert ready.acquire(timeout=30)
+        go.set()
+        time.sleep(0.1)  # let some of them find the lease taken before its owner dies; either order must do
+        winner.kill()
+        end(others)
+    assert (loads.value, answers.value) == (2, 2 * 4)
+
+
+def stress(naive: bool, nodes: list[RunningNode], path: Path, seconds: float) -> dict[str, int]:
+    """Let three processes read and write the same users, and count what they saw."""
+    engine = engine_of(path)
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        session.add_all(User(id=n, name="0") for n in range(USERS))
+    engine.dispose()
+    current = SPAWN.RawArray("Q", USERS)
+    tally = {name: SPAWN.Value("q", 0) for name in ("reads", "writes", "stale", "hits", "unstored")}
+    deadline = time.time() + 2 + seconds  # the processes take about that long to start
+    works = [(workers.shop, (n, 3, naive, addresses(nodes), path, deadline, current, tally)) for n in range(3)]
+    with running(*works) as processes:
+        end(processes, seconds + 60)
+    seen = {name: value.value for name, value in tally.items()}
+    print(seen)
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 120)
+def test_no_read_is_older_than_a_completed_invalidation(nodes: list[RunningNode], tmp_path: Path) -> None:
+    seen = stress(False, nodes, tmp_path / "shop.db", SECONDS)
+    assert seen["stale"] == 0
+    assert seen["reads"] > 500
+    assert seen["writes"] > 50
+    assert seen["hits"] > seen["reads"] // 10, "it was the cache that answered"
+    assert seen["unstored"] > 0, "loads were overtaken by invalidations, which is what this is about"
+
+
+@pytest.mark.slow
+def test_the_same_search_finds_the_old_values_of_a_naive_cache(nodes: list[RunningNode], tmp_path: Path) -> None:
+    assert stress(True, nodes, tmp_path / "shop.db", 6)["stale"] > 0

@@ -1,0 +1,175 @@
+"""What the processes of `test_processes` do. Their tallies are in shared memory, because some of them are killed."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from kvcluster import Cache, Client
+from tests.cache.shop import User, engine_of
+
+PATIENT = 20.0
+
+
+def in_threads(*calls: Callable[[], None]) -> None:
+    """Run calls in threads, and let what they raise end the process with an error."""
+    errors: list[BaseException] = []
+
+    def guarded(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def bump(counter: Any, by: int = 1) -> None:
+    with counter.get_lock():
+        counter.value += by
+
+
+def herd(addresses: list[str], callers: int, gate: Any, loads: Any, answers: Any, seconds: float) -> None:
+    """Ask for one cold key from many threads at once."""
+    cache = Cache("herd", ttl="10m", client=Client(addresses, timeout=PATIENT, connect_timeout=PATIENT))
+
+    @cache.loader("hot")
+    def load() -> str:
+        bump(loads)
+        time.sleep(seconds)
+        return "value"
+
+    def ask() -> None:
+        gate.wait(60)
+        assert load() == "value"
+        bump(answers)
+
+    in_threads(*[ask] * callers)
+
+
+def heir(addresses: list[str], callers: int, go: Any, ready: Any, loads: Any, answers: Any, seconds: float) -> None:
+    """Know how long loads take, then ask for the key whose winner is about to die."""
+    cache = Cache("herd", ttl="10m", client=Client(addresses, timeout=PATIENT, connect_timeout=PATIENT))
+
+    @cache.loader("row:{name}")
+    def load(name: str) -> str:
+        if name == "hot":
+            bump(loads)
+        time.sleep(seconds)
+        return name
+
+    load(f"warm {id(cache)} {random.random()}")
+    ready.release()
+    assert go.wait(60)
+
+    def ask() -> None:
+        assert load("hot") == "hot"
+        bump(answers)
+
+    in_threads(*[ask] * callers)
+
+
+def doomed(addresses: list[str], loading: Any, loads: Any) -> None:
+    """Win the lease and never come back."""
+    cache = Cache("herd", ttl="10m", client=Client(addresses, timeout=PATIENT, connect_timeout=PATIENT))
+
+    @cache.loader("row:{name}")
+    def load(name: str) -> str:
+        bump(loads)
+        loading.set()
+        time.sleep(600)
+        return name
+
+    load("hot")
+
+
+class Naive:
+    """What people write: get, else load and set; commit, then delete."""
+
+    def __init__(self, client: Client, sessions: sessionmaker[Session]) -> None:
+        self._client = client
+        self._sessions = sessions
+
+    def get(self, id: int) -> User:
+        name = self._client.get(f"user:{id}")
+        if name is None:
+            with self._sessions() as session:
+                name = session.scalars(select(User.name).where(User.id == id)).one()
+            self._client.set(f"user:{id}", name, expire=600)
+        return User(id=id, name=name)
+
+    def list(self, ids: list[int]) -> list[User]:
+        return [self.get(id) for id in ids]
+
+    def forget(self, id: int) -> None:
+        self._client.delete(f"user:{id}")
+
+
+def shop(
+    number: int, processes: int, naive: bool, addresses: list[str], path: Path, deadline: float, current: Any, tally: dict[str, Any]
+) -> None:
+    """Two threads that read, and one that writes the rows of which it is the only writer.
+
+    :param current: for each user, the version whose commit, with its invalidation, has returned
+    """
+    engine = engine_of(path)
+    sessions = sessionmaker(engine)
+    client = Client(addresses, timeout=PATIENT, connect_timeout=PATIENT)
+    users: Any
+    if naive:
+        users = Naive(client, sessions)
+    else:
+        cache = Cache("stress", ttl="10m", client=client)
+        cache.bind(sessions)
+        users = cache.repository(User, sessions)
+    ids = range(len(current))
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def _(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if statement.startswith("SELECT"):
+            time.sleep(random.random() * 0.004)  # an answer takes its time on the way back
+
+    def read() -> None:
+        reads = stale = 0
+        while time.time() < deadline:
+            page = random.sample(ids, 3) if random.random() < 0.3 else [random.choice(ids)]
+            floors = [current[id] for id in page]
+            found = users.list(page) if len(page) > 1 else [users.get(page[0])]
+            reads += len(page)
+            stale += sum(int(user.name) < floor for user, floor in zip(found, floors, strict=True))
+        bump(tally["reads"], reads)
+        bump(tally["stale"], stale)
+
+    def write() -> None:
+        writes = 0
+        mine = [id for id in ids if id % processes == number]
+        while time.time() < deadline:
+            id = random.choice(mine)
+            version = current[id] + 1
+            with sessions.begin() as session:
+                session.get_one(User, id).name = str(version)
+            if naive:
+                users.forget(id)
+            current[id] = version
+            writes += 1
+            time.sleep(random.random() * 0.01)
+        bump(tally["writes"], writes)
+
+    in_threads(read, read, write)
+    bump(tally["hits"], client.statistics().total.hits)
+    bump(tally["unstored"], client.statistics().total.unstored)
+    client.close()
+    engine.dispose()
