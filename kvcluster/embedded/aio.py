@@ -18,33 +18,37 @@ class MemoryTransport(asyncio.Transport):
         self._protocol = protocol
         self._loop = loop
         self._replies = bytearray()
+        self._lost = False
         protocol.connection_made(self)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Nothing is ever buffered."""
 
+    def get_write_buffer_size(self) -> int:
+        """Nothing."""
+        return 0
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Hand bytes to the node, which answers at once."""
-        if not self._replies:
+        if not self._session.closed:
+            self._replies += self._session.receive(bytes(data))
             self._loop.call_soon(self._deliver)
-        self._replies += self._session.receive(bytes(data))
 
     def _deliver(self) -> None:
-        replies, self._replies = self._replies, bytearray()
-        with memoryview(replies) as view:
-            start = 0
-            while start < len(view) and not self._session.closed:
-                buffer = memoryview(self._protocol.get_buffer(len(view) - start))
-                size = min(len(buffer), len(view) - start)
-                buffer[:size] = view[start : start + size]
-                self._protocol.buffer_updated(size)
-                start += size
-        if self._session.closed:
+        while self._replies and not self._lost:
+            buffer = memoryview(self._protocol.get_buffer(len(self._replies)))
+            size = min(len(buffer), len(self._replies))
+            buffer[:size] = self._replies[:size]
+            del self._replies[:size]
+            self._protocol.buffer_updated(size)
+        if self._session.closed and not self._lost:
+            self._lost = True
             self._protocol.connection_lost(None)
 
     def abort(self) -> None:
         """Close the connection; replies that were not delivered are lost."""
         self._session.close()
         self._replies.clear()
+        self._loop.call_soon(self._deliver)
 
     close = abort

@@ -63,7 +63,8 @@ class AsyncConnection(asyncio.BufferedProtocol):
         self._paused = False
         self._received = 0  # bytes of the first call's replies so far
         self._heard = 0.0  # when the node last gave a sign of life, or when the first call was written
-        self._doubted = 0.0  # the value of the above that a look found too old
+        self._backlog = 0  # bytes that the socket had not taken at the last look
+        self._doubted = 0.0  # the value of `_heard` that a look found too old
         self._watch: asyncio.TimerHandle | None = None
 
     # -- for callers
@@ -154,6 +155,7 @@ class AsyncConnection(asyncio.BufferedProtocol):
             size += len(call.request.payload)
         assert self._transport is not None
         self._transport.write(payloads[0] if len(payloads) == 1 else b"".join(payloads))
+        self._backlog = self._transport.get_write_buffer_size()
         if not self._due[0].request.count:
             self._complete()
 
@@ -164,7 +166,6 @@ class AsyncConnection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """The socket's buffer has room again."""
         self._paused = False
-        self._heard = self.loop.time()
         self._flush()
 
     # -- reading
@@ -230,6 +231,11 @@ class AsyncConnection(asyncio.BufferedProtocol):
         self._watch = None
         if not self._due:
             return
+        assert self._transport is not None
+        backlog, before = self._transport.get_write_buffer_size(), self._backlog
+        self._backlog = backlog
+        if backlog < before:  # it still takes what it is sent
+            self._heard = self.loop.time()
         silent = self.loop.time() - self._heard
         if silent < self._timeout:
             self._watch = self.loop.call_later(self._timeout - silent, self._check)
