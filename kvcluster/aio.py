@@ -17,6 +17,7 @@ from kvcluster.plan import Key, Plan, cas_number
 from kvcluster.protocol.requests import Request, wire_key
 from kvcluster.topology import Node
 from kvcluster.transport.aio import DOUBTFUL, MISSING, AsyncConnection, AsyncEndpoint
+from kvcluster.transport.connection import keep_alive
 
 T = TypeVar("T")
 
@@ -25,7 +26,8 @@ class AsyncClient(Cluster[AsyncEndpoint]):
     """A cluster of memcached nodes, for one event loop at a time.
 
     Parameters and behaviour as for `kvcluster.Client`; the calls are awaited. A call may be cancelled at any point: its reply is
-    read in its place and reaches nobody. ``pool_size`` has no meaning here, for one connection to each node carries all calls.
+    read in its place and reaches nobody. Close a client in the loop that it was used in; after that it may be used in another.
+    ``pool_size`` has no meaning here, for one connection to each node carries all calls.
 
     >>> async def main():
     ...     async with AsyncClient.from_url("memory://") as client:
@@ -56,7 +58,9 @@ class AsyncClient(Cluster[AsyncEndpoint]):
             if node.socket_path is not None:
                 _, protocol = await loop.create_unix_connection(connection, node.socket_path)
             else:
-                _, protocol = await loop.create_connection(connection, node.host, node.port, ssl=self._tls)
+                transport, protocol = await loop.create_connection(connection, node.host, node.port, ssl=self._tls)
+                if self._keepalive is not None:
+                    keep_alive(transport.get_extra_info("socket"), self._keepalive)
         return protocol
 
     async def exchange(self, address: str, request: Request, namespace: str) -> KvclusterError | None:

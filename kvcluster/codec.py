@@ -74,8 +74,10 @@ class StandardCodec:
 
     def encode(self, value: Any) -> tuple[bytes, int]:
         """The value's bytes and client flags; see `Codec.encode`."""
+        if self._zstd_above is None:
+            return self._encode(value)
         data, flags = self._encode(value)
-        if self._zstd_above is not None and len(data) > self._zstd_above:
+        if len(data) > self._zstd_above:
             packed: bytes = _zstandard().ZstdCompressor().compress(data)
             if len(packed) < len(data):
                 return packed, flags | ZSTD

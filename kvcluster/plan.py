@@ -237,8 +237,8 @@ class StoreMany(Plan[list[Any]]):
             names = self.names[address]
             if address in failures:
                 failed.extend(names)
-            else:
-                failed.extend(name for name, reply in zip(names, request.replies, strict=False) if reply.status != "HD")
+            elif request.confirmed < request.count:
+                failed.extend(name for name, reply in zip(names, request.replies, strict=True) if reply.status != "HD")
         return failed
 
 
@@ -396,7 +396,7 @@ class Planner:
         stores: dict[str, Request] = {}
         names_by_node: dict[str, Sequence[Any]] = {}
         for address, (wires, names) in self.group(values).items():
-            payload = requests.meta_sets(wires, [self.encode(values[name], flags) for name in names], options)
+            payload = requests.meta_sets(wires, self.encode_many([values[name] for name in names], flags), options)
             if noreply:
                 stores[address] = Stores(payload + requests.NOOP, 0, owed=1)
             else:
@@ -477,6 +477,16 @@ class Planner:
         if type(flags) is not int or not 0 <= flags < _UINT32:
             raise ConfigurationError(f"flags must be an integer from 0 to 2**32 - 1, not {flags!r}")
         return data, flags
+
+    def encode_many(self, values: Sequence[Any], flags: int | None) -> list[tuple[bytes, int]]:
+        """As `encode`, for each of some values."""
+        if flags is not None:
+            return [self.encode(value, flags) for value in values]
+        encoded = [*map(self.codec.encode, values)]
+        for data, _ in encoded:
+            if len(data) > self.item_size_max:
+                self.check_size(data)
+        return encoded
 
     def check_size(self, data: bytes) -> None:
         """Refuse what no node would store.

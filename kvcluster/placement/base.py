@@ -63,8 +63,12 @@ class Placement(ABC):
 
     def owners(self, keys: Iterable[str | bytes]) -> list[Node]:
         """`owner` of each key, in order."""
-        nodes = self.nodes
-        return [nodes[index] for index in self.indexes([wire_key(key) for key in keys])]
+        given = keys if isinstance(keys, list) else [*keys]
+        try:
+            wires = [key.encode() if type(key) is str else wire_key(key) for key in given]
+        except UnicodeEncodeError:
+            wires = [wire_key(key) for key in given]  # raises, and says which
+        return [*map(self.nodes.__getitem__, self.indexes(wires))]
 
     def exact_move(self, after: Placement) -> float | None:
         """The exact share of the key space whose owner differs in ``after``; None where this pair has no closed form."""

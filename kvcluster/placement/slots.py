@@ -11,6 +11,7 @@ Nodes are known by id, not by address, and ``.nodes`` is sorted by id: the order
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from struct import pack, unpack
 from zlib import crc32
 
@@ -66,6 +67,12 @@ def moved_slots(before: Sequence[str], after: Sequence[str]) -> float:
     return sum(before[slot // step_before] != after[slot // step_after] for slot in range(size)) / size
 
 
+@lru_cache(maxsize=16)
+def slot_table(seeds: tuple[int, ...], weights: tuple[int, ...], slots: int) -> tuple[int, ...]:
+    """The owner of each slot; one table for all clients of a process that have the same nodes."""
+    return unpack(owner_format(len(seeds), slots), fill_slots(list(seeds), list(weights), slots))
+
+
 class Slots(Placement):
     """A table of slots filled by weighted rendezvous hashing.
 
@@ -97,8 +104,7 @@ class Slots(Placement):
         """The owner of each slot, as an index into ``.nodes``."""
         if not self._table:
             # Two threads may both fill it: the tables are equal, and the assignment is atomic.
-            packed = fill_slots(self._seeds, [node.weight for node in self.nodes], self.slots)
-            self._table = unpack(owner_format(len(self.nodes), self.slots), packed)
+            self._table = slot_table(tuple(self._seeds), tuple([node.weight for node in self.nodes]), self.slots)
         return self._table
 
     @property

@@ -16,11 +16,13 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_CheckExact,
 from cpython.bytes cimport _PyBytes_Resize
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
 from cpython.dict cimport PyDict_SetItem
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.long cimport PyLong_FromLongLong
 from cpython.memoryview cimport PyMemoryView_FromObject
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
 from cpython.unicode cimport PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8
+from libc.errno cimport EINTR, errno
 from libc.string cimport memchr, memcmp, memcpy, memmove
 
 from kvcluster.protocol._pure import Malformed
@@ -31,6 +33,11 @@ cdef extern from "Python.h":
     object PySequence_Fast(object sequence, const char *message)
     Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
     PyObject *PySequence_Fast_GET_ITEM(object sequence, Py_ssize_t index)
+
+cdef extern from "sys/socket.h" nogil:
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    ssize_t send(int fd, const void *data, size_t size, int flags)
+    int MSG_NOSIGNAL  # CPython ignores SIGPIPE, a program that embeds it may not
 
 cdef enum:
     BUFFER_SIZE = 65536
@@ -194,6 +201,27 @@ cdef int read_flags(Reply reply, const char *at, const char *stop) except -1:
     return 0
 
 
+cdef int send_bytes(int fd, bytes payload) except -1:
+    cdef const char *at = PyBytes_AS_STRING(payload)
+    cdef Py_ssize_t left = PyBytes_GET_SIZE(payload), count
+    while left:
+        with nogil:
+            count = send(fd, at, left, MSG_NOSIGNAL)
+        if count >= 0:
+            at += count
+            left -= count
+        elif errno == EINTR:
+            PyErr_CheckSignals()
+        else:
+            PyErr_SetFromErrno(OSError)
+    return 0
+
+
+def send_all(int fd, bytes payload not None):
+    """Send a payload whole; see `_pure.send_all`."""
+    send_bytes(fd, payload)
+
+
 cdef class Reader:
     """Reads the replies that one connection receives; see `kvcluster.protocol._pure.Reader`."""
 
@@ -214,6 +242,7 @@ cdef class Reader:
     cdef Py_ssize_t large_end, large_size
 
     cdef Py_ssize_t lent  # how many bytes the last view has room for
+    cdef readonly bint complete  # whether the last `receive` brought the last reply
 
     def __cinit__(self):
         self.memory = b""
@@ -241,12 +270,42 @@ cdef class Reader:
 
     def buffer(self):
         """Where to receive into; the view is good for one call of `received`."""
+        self.make_room()
+        return PyMemoryView_FromObject(self)
+
+    def exchange(self, int fd, bytes payload not None):
+        """Send a payload, and receive once; see `_pure.Reader.exchange`."""
+        send_bytes(fd, payload)
+        return self.receive(fd)
+
+    def receive(self, int fd):
+        """Receive once; see `_pure.Reader.receive`."""
+        cdef bytes memory
+        cdef char *at
+        cdef Py_ssize_t count
+        self.make_room()
+        memory = self.memory if self.large is None else self.large  # stays while other threads run
+        at = PyBytes_AS_STRING(memory) + (self.end if self.large is None else self.large_end)
+        self.lent = PyBytes_AS_STRING(memory) + PyBytes_GET_SIZE(memory) - at
+        while True:
+            with nogil:
+                count = recv(fd, at, self.lent, 0)
+            if count >= 0:
+                break
+            if errno != EINTR:
+                PyErr_SetFromErrno(OSError)
+            PyErr_CheckSignals()
+        memory = None
+        self.complete = count > 0 and self.received(count)
+        return count
+
+    cdef int make_room(self) except -1:
         cdef bytes larger
         cdef char *first
         if self.large is not None:
             if self.large_end == PyBytes_GET_SIZE(self.large):
                 self.resize_large(min(self.large_size, 2 * self.large_end))
-            return PyMemoryView_FromObject(self)
+            return 0
         first = PyBytes_AS_STRING(self.memory)
         if self.start:
             memmove(first, first + self.start, self.end - self.start)
@@ -256,7 +315,7 @@ cdef class Reader:
             larger = PyBytes_FromStringAndSize(NULL, max(BUFFER_SIZE, 2 * self.end))
             memcpy(PyBytes_AS_STRING(larger), first, self.end)
             self.memory = larger
-        return PyMemoryView_FromObject(self)
+        return 0
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         # A view of the free part. Its owner is the bytes object itself, not this reader: see the head of the module.

@@ -13,6 +13,7 @@ The functions beside it do for many keys what `requests` does for one.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -115,10 +116,20 @@ def set_lines(
     return b"".join(lines)
 
 
+def send_all(fd: int, payload: bytes) -> None:
+    """Send a payload whole over a blocking socket.
+
+    :raises OSError: as the socket does; BlockingIOError where the kernel's timeout passes
+    """
+    sent = os.write(fd, payload)
+    while sent < len(payload):
+        sent += os.write(fd, memoryview(payload)[sent:])
+
+
 class Reader:
     """Reads the replies that one connection receives, one request after another."""
 
-    __slots__ = ("_cursor", "_lent", "_need", "_parse", "_pending", "_request")
+    __slots__ = ("_cursor", "_lent", "_need", "_parse", "_pending", "_request", "complete")
 
     def __init__(self) -> None:
         self._pending = bytearray()  # received and not yet understood
@@ -127,6 +138,7 @@ class Reader:
         self._request: Fetch | Commands | None = None
         self._parse: Callable[[], bool] = self._fetch
         self._cursor = 0  # the position of the next key that a Fetch may be answered with
+        self.complete = False  # whether the last `receive` brought the last reply
 
     @property
     def excess(self) -> bool:
@@ -162,6 +174,24 @@ class Reader:
         if not self._pending:
             self._lent = None
         return True
+
+    def exchange(self, fd: int, payload: bytes) -> int:
+        """Send a payload over a blocking socket, and `receive` once.
+
+        :raises OSError: as the socket does; BlockingIOError where the kernel's timeout passes
+        """
+        send_all(fd, payload)
+        return self.receive(fd)
+
+    def receive(self, fd: int) -> int:
+        """Receive once from a blocking socket, and take in what came: the number of bytes, 0 at the end. `complete` says the rest.
+
+        :raises Malformed: for bytes that are not a reply to the request
+        :raises OSError: as the socket does; BlockingIOError where the kernel's timeout passes
+        """
+        count = os.readv(fd, [self.buffer()])
+        self.complete = count > 0 and self.received(count)
+        return count
 
     def _line(self, start: int) -> bytes | None:
         """The line from ``start`` without its end, or None while it is not whole."""

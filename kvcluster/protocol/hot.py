@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvcluster.protocol._pure import Malformed, Reader, Reply, group, plain_key, plain_keys, set_lines
+    from kvcluster.protocol._pure import Malformed, Reader, Reply, group, plain_key, plain_keys, send_all, set_lines
 
     COMPILED: bool
 else:
@@ -18,12 +18,12 @@ else:
     try:
         if os.environ.get("KVCLUSTER_PURE") == "1":
             raise ImportError
-        from kvcluster.protocol._native import Reader, Reply, group, plain_key, plain_keys, set_lines
+        from kvcluster.protocol._native import Reader, Reply, group, plain_key, plain_keys, send_all, set_lines
 
         COMPILED = True
     except ImportError:
-        from kvcluster.protocol._pure import Reader, Reply, group, plain_key, plain_keys, set_lines
+        from kvcluster.protocol._pure import Reader, Reply, group, plain_key, plain_keys, send_all, set_lines
 
         COMPILED = False
 
-__all__ = ["COMPILED", "Malformed", "Reader", "Reply", "group", "plain_key", "plain_keys", "set_lines"]
+__all__ = ["COMPILED", "Malformed", "Reader", "Reply", "group", "plain_key", "plain_keys", "send_all", "set_lines"]

@@ -259,7 +259,13 @@ class Commands:
 
     def settle(self, counters: Counters) -> None:
         """Count what the replies say. Here: only refusals."""
-        counters.errors += sum(" " in reply.status for reply in self.replies)
+        if self.confirmed < len(self.replies):
+            counters.errors += sum(" " in reply.status for reply in self.replies)
+
+    @property
+    def confirmed(self) -> int:
+        """How many of the replies are a plain HD."""
+        return [reply.status for reply in self.replies].count("HD")
 
     def fail(self, counters: Counters) -> None:
         """Count what did not happen, because the exchange failed."""
@@ -280,7 +286,7 @@ class Stores(Commands):
     def settle(self, counters: Counters) -> None:
         """Count the values stored."""
         super().settle(counters)
-        counters.sets += sum(reply.status == "HD" and at != self.probe for at, reply in enumerate(self.replies))
+        counters.sets += self.confirmed - (self.probe >= 0 and self.replies[self.probe].status == "HD")
 
 
 class Deletes(Commands):
@@ -298,7 +304,7 @@ class Deletes(Commands):
     def settle(self, counters: Counters) -> None:
         """Count the deletes confirmed."""
         super().settle(counters)
-        counters.deletes += sum(reply.status in ("HD", "NF") for reply in self.replies)
+        counters.deletes += len(self.replies)  # a refused one would have failed the exchange
 
 
 class Lookups(Commands):

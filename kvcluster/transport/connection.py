@@ -6,6 +6,8 @@ is checked after each receive that did not bring the end.
 
 A connection has one user at a time. Whatever interrupts an exchange leaves replies behind that would answer the next question, so a
 connection is used again only if its exchange completed.
+
+Where the kernel keeps the time, sending and receiving are left to the reader, which does both at once in its compiled form.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Final, Protocol
 from pymemcache.client.base import KeepaliveOpts
 
 from kvcluster.errors import BadReply, CommandRefused, NodeTimeout, NodeUnreachable
-from kvcluster.protocol.hot import Malformed, Reader
+from kvcluster.protocol.hot import Malformed, Reader, send_all
 from kvcluster.protocol.requests import Commands, Deletes, Request
 from kvcluster.stats.counters import Counters
 from kvcluster.topology import Node
@@ -51,10 +53,11 @@ class Connection:
     :param opened: when the stream was opened, by ``time.monotonic()``
     """
 
-    __slots__ = ("address", "counters", "expired", "idle_since", "opened", "owed", "reader", "stream", "timeout", "used")
+    __slots__ = ("address", "counters", "expired", "fd", "idle_since", "opened", "owed", "reader", "stream", "timeout", "used")
 
     def __init__(self, stream: Stream, address: str, timeout: float, opened: float) -> None:
         self.stream = stream
+        self.fd = stream.fileno() if isinstance(stream, socket.socket) and blocking_timeout(stream, timeout) is None else -1
         self.address = address
         self.timeout = timeout
         self.opened = opened
@@ -79,15 +82,21 @@ class Connection:
         :raises BadReply: where what it sends is no reply
         :raises CommandRefused: where it refuses a delete
         """
-        self.send(request)
-        self.receive(request, namespace)
+        if self.fd >= 0 and request.count and not self.owed:
+            self.complete(request, namespace, self._read(request, None, request.payload))
+        else:
+            self.send(request)
+            self.receive(request, namespace)
 
     def send(self, request: Request) -> None:
         """The first half of `exchange`."""
         try:
             if self.owed:
                 self.settle()
-            self.stream.sendall(request.payload)
+            if self.fd >= 0:
+                send_all(self.fd, request.payload)
+            else:
+                self.stream.sendall(request.payload)
         except (TimeoutError, BlockingIOError):
             raise self._late() from None
         except OSError as error:
@@ -112,9 +121,9 @@ class Connection:
             raise CommandRefused(self.address, refusal)  # a failed exchange, whose deletes are kept to be sent again
         request.settle(counters)
 
-    def _read(self, request: Request, deadline: float | None) -> int:
-        """Receive until the request has its replies; the number of bytes it took."""
-        reader = self.reader
+    def _read(self, request: Request, deadline: float | None, payload: bytes = b"") -> int:
+        """Receive until the request has its replies, after sending what is to be sent first; the number of bytes it took."""
+        reader, fd = self.reader, self.fd
         reader.begin(request)
         total = 0
         try:
@@ -123,12 +132,17 @@ class Connection:
             while True:
                 if deadline is not None:
                     self._wait(deadline)
-                count = self.stream.recv_into(reader.buffer())
+                if fd < 0:
+                    count = self.stream.recv_into(reader.buffer())
+                    complete = count > 0 and reader.received(count)
+                else:
+                    count = reader.exchange(fd, payload) if payload else reader.receive(fd)
+                    complete, payload = reader.complete, b""
+                total += count
+                if complete:
+                    return total
                 if not count:
                     raise NodeUnreachable(self.address, "closed the connection before its reply was whole")
-                total += count
-                if reader.received(count):
-                    return total
                 deadline = (deadline or time.monotonic() + self.timeout) + count / SLOWEST
         except (TimeoutError, BlockingIOError) as error:
             raise (error if isinstance(error, NodeTimeout) else self._late()) from None
@@ -137,7 +151,7 @@ class Connection:
         except NodeUnreachable:
             raise
         except OSError as error:
-            raise NodeUnreachable(self.address, f"connection lost while receiving ({error})") from None
+            raise NodeUnreachable(self.address, f"connection lost ({error})") from None
 
     def _wait(self, deadline: float) -> None:
         """Wait for bytes where the deadline comes before the kernel's timeout would."""
@@ -157,6 +171,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the stream."""
+        self.fd = -1
         self.stream.close()
 
 
@@ -172,6 +187,14 @@ def readable(stream: Stream, seconds: float) -> bool:
 def pending(stream: socket.socket) -> int:
     """How many bytes TLS has decrypted already, which no poll sees."""
     return stream.pending() if isinstance(stream, ssl.SSLSocket) else 0
+
+
+def keep_alive(stream: socket.socket, options: KeepaliveOpts) -> None:
+    """Let the kernel find out that the other end of an idle connection is gone."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, options.idle)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, options.intvl)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, options.cnt)
 
 
 def dial(
@@ -195,10 +218,7 @@ def dial(
             stream = socket.socket(family, socket.SOCK_STREAM)
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if keepalive is not None:
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive.idle)
-                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, keepalive.intvl)
-                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, keepalive.cnt)
+                keep_alive(stream, keepalive)
             if tls is not None:
                 stream = tls.wrap_socket(stream, server_hostname=node.host)
             return _connected(stream, address, connect_timeout, timeout)

@@ -15,7 +15,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from kvcluster.errors import BadReply, KvclusterError, NetworkError, NodeTimeout, NodeUnreachable
@@ -79,13 +79,8 @@ class _Scatter:
         try:
             self.acquire()
             if all(len(self.requests[address].payload) <= SMALL for address in self.held):
-                for address in list(self.held):
-                    self.attempt(address, self.send)
-                for address in list(self.held):
-                    self.attempt(address, self.receive)
+                self.gather()
             else:
-                for address in list(self.held):
-                    self.attempt(address, self.settle)
                 self.pump()
         finally:
             for address in list(self.held):  # left over only where something interrupted the exchange
@@ -102,18 +97,24 @@ class _Scatter:
                 self.endpoints[address].state.failed(error, self.requests[address], self.namespace)
                 self.failures[address] = error
 
-    def settle(self, connection: Connection, request: Request) -> None:
-        """Read what earlier requests left behind."""
-        connection.settle()
+    def gather(self) -> None:
+        """Write all requests, then read all replies."""
+        for connection in list(self.held.values()):
+            try:
+                connection.send(self.requests[connection.address])
+            except KvclusterError as error:
+                self.fail(connection, error)
+        for connection in list(self.held.values()):
+            self.receive(connection)
 
-    def send(self, connection: Connection, request: Request) -> None:
-        """Write a whole request."""
-        connection.send(request)
-
-    def receive(self, connection: Connection, request: Request) -> None:
+    def receive(self, connection: Connection) -> None:
         """Read all replies of one node."""
-        connection.receive(request, self.namespace, self.deadline)
-        self.complete(connection)
+        try:
+            connection.receive(self.requests[connection.address], self.namespace, self.deadline)
+        except KvclusterError as error:
+            self.fail(connection, error)
+        else:
+            self.complete(connection)
 
     def complete(self, connection: Connection) -> None:
         """Let go of a node that has answered."""
@@ -121,14 +122,6 @@ class _Scatter:
         if not endpoint.state.ready:
             endpoint.state.answered()
         endpoint.release(self.held.pop(connection.address), completed=True)
-
-    def attempt(self, address: str, step: Callable[[Connection, Request], None]) -> None:
-        """Take a step with one node; what fails there does not concern the others."""
-        connection = self.held[address]
-        try:
-            step(connection, self.requests[address])
-        except KvclusterError as error:
-            self.fail(connection, error)
 
     def fail(self, connection: Connection, error: KvclusterError) -> None:
         """Let go of a node that failed."""
@@ -145,15 +138,19 @@ class _Scatter:
         poll = select.poll()
         pumps: dict[int, _Pump] = {}
         for address, connection in list(self.held.items()):
-            if isinstance(connection.stream, socket.socket):
-                pump = _Pump(connection, connection.stream, self.requests[address])
-                pump.stream.setblocking(False)
-                pumps[connection.stream.fileno()] = pump
-                poll.register(connection.stream, pump.events)
-                continue
-            self.attempt(address, self.send)
-            if address in self.held:
-                self.attempt(address, self.receive)
+            try:
+                connection.settle()
+                if isinstance(connection.stream, socket.socket):
+                    pump = _Pump(connection, connection.stream, self.requests[address])
+                    pump.stream.setblocking(False)
+                    pumps[connection.stream.fileno()] = pump
+                    poll.register(connection.stream, pump.events)
+                    continue
+                connection.send(self.requests[address])
+            except KvclusterError as error:
+                self.fail(connection, error)
+            else:
+                self.receive(connection)
         while pumps:
             ready = poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000)
             if not ready:
