@@ -18,7 +18,7 @@ from kvcluster.cache.keys import Template, checked_namespace
 from kvcluster.cache.loader import Loader, LoaderBase
 from kvcluster.cache.policy import Duration, Policy, seconds
 from kvcluster.client import Client
-from kvcluster.cluster import default_url, parse_url
+from kvcluster.cluster import Cluster, default_url, parse_url
 from kvcluster.codec import Codec
 from kvcluster.errors import ConfigurationError
 from kvcluster.plan import Planner
@@ -79,6 +79,7 @@ class Cache:
         self._async_client: AsyncClient | None = None
         self._planners: dict[type[object], tuple[Planner, Planner]] = {}  # by kind of client: its planner, and the one for here
         self._flights = Flights()
+        self._async_flights = Flights()  # apart: a thread that waited for a task of its own event loop would wait for ever
         self._lock = threading.Lock()
         self.loaders: list[LoaderBase[..., Any]] = []
         self.repositories: dict[type[Any], list[RepositoryBase[Any]]] = {}
@@ -93,6 +94,7 @@ class Cache:
 
         :param target: a URL as for `Client.from_url`, which serves functions and coroutine functions alike; or a `Client`, which
             serves functions, or an `AsyncClient`, which serves coroutine functions. Where None, the URL in ``KVCLUSTER_URL``
+        :raises ConfigurationError: for anything else
         """
         self.disconnect()
         if isinstance(target, Client):
@@ -100,6 +102,8 @@ class Cache:
         elif target is None or isinstance(target, str):
             self._url = default_url() if target is None else target
             parse_url(self._url)  # what is wrong with it is said here
+        elif not isinstance(target, Cluster):
+            raise ConfigurationError(f"target must be a URL, a Client or an AsyncClient, not {target!r}")
         else:
             self._async_client = target
 
@@ -127,7 +131,7 @@ class Cache:
 
     @property
     def async_client(self) -> AsyncClient:
-        """The cluster, for asyncio.
+        """The cluster, for asyncio. Its connections are to be closed in their event loop: ``async with cache.async_client: ...``.
 
         :raises ConfigurationError: before `connect`
         """
@@ -162,9 +166,11 @@ class Cache:
             self._planners[type(client)] = planners = (base, replace(base, prefix=prefix, namespace=self.namespace))
         return planners[1]
 
-    def source(self, planner: Planner, policy: Policy, times: LoadTimes, codec: Codec | None = None) -> Source:
+    def source(self, client: Client | AsyncClient, policy: Policy, times: LoadTimes, codec: Codec | None = None) -> Source:
         """What a flow needs to know; for loaders and repositories."""
-        return Source(planner, policy, codec or planner.codec, self._flights, times, time.monotonic)
+        planner = self.planner_of(client)
+        flights = self._flights if isinstance(client, Client) else self._async_flights
+        return Source(planner, policy, codec or planner.codec, flights, times, time.monotonic)
 
     def policy(self, ttl: Duration | None = _INHERIT, negative: Duration = _INHERIT) -> Policy:
         """The namespace's policy with what a loader says otherwise."""
@@ -268,7 +274,7 @@ class Cache:
 
         :raises DeleteFailed: where a node could not be told
         """
-        self._flights.forget(wires)
+        self._forget(wires)
         client = self.client
         client.run(self.planner_of(client).delete_wires(wires))
 
@@ -277,11 +283,15 @@ class Cache:
 
         :raises DeleteFailed: where a node could not be told
         """
-        self._flights.forget(wires)
-        client = self.async_client
-        import asyncio  # here, because few programs use it
+        from kvcluster.cache.aio import to_the_end  # here, because few programs use both
 
-        await asyncio.shield(asyncio.ensure_future(client.run(self.planner_of(client).delete_wires(wires))))
+        self._forget(wires)
+        client = self.async_client
+        await to_the_end(client.run(self.planner_of(client).delete_wires(wires)))
+
+    def _forget(self, wires: Sequence[bytes]) -> None:
+        self._flights.forget(wires)
+        self._async_flights.forget(wires)
 
 
 class _Decorator(Protocol):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kvcluster.aio import AsyncClient
@@ -55,11 +56,8 @@ class AsyncLoader(LoaderBase[P, R]):
             if self._bulk is not None:
                 loaded: Mapping[Any, Any] = await self._bulk(missing, *args, **kwargs)
                 return loaded
-            return dict(
-                zip(
-                    missing, await asyncio.gather(*[self._function(argument, *args, **kwargs) for argument in missing]), strict=True
-                )
-            )
+            calls = [self._function(argument, *args, **kwargs) for argument in missing]
+            return dict(zip(missing, await _at_once(calls), strict=True))
 
         client = self._cache.async_client
         values: dict[Any, R] = await drive_async(read_many(self._source(client), arguments, load_many), client) if arguments else {}
@@ -135,6 +133,34 @@ async def _load_async(need: Load) -> Any:
         LOADING.reset(token)
 
 
+async def _at_once(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of calls made at the same time. The first that raises stops the others, and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def to_the_end(call: Coroutine[Any, Any, T]) -> T:
+    """Make a call that is not undone by a cancellation of the caller, who is cancelled once it has ended."""
+    task = asyncio.ensure_future(call)
+    task.add_done_callback(_seen)
+    try:
+        await asyncio.wait((task,))
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))  # a second cancellation gives this up, and the call goes on alone
+        raise
+    return task.result()
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Look at a task's error, which a cancelled caller does not."""
+    if not task.cancelled():
+        task.exception()
+
+
 async def _landed(flight: Flight) -> Outcome | None:
     """Wait for a flight, whichever thread or event loop leads it."""
     loop = asyncio.get_running_loop()
@@ -145,7 +171,7 @@ async def _landed(flight: Flight) -> Outcome | None:
             landed.set_result(None)
 
     def call_back() -> None:
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits
             loop.call_soon_threadsafe(wake)
 
     flight.when_landed(call_back)

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker  # where it lacks greenlet, it says how to install that
+
 from kvcluster.cache.aio import drive_async, read_async
 from kvcluster.cache.flows import read_many, refresh_one
 from kvcluster.cache.loader import in_order
 from kvcluster.cache.policy import Policy
 from kvcluster.cache.repository import RepositoryBase
-from kvcluster.errors import MissingExtra
-
-try:
-    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-except ImportError:
-    raise MissingExtra("sql", "cache.repository with an async_sessionmaker") from None
-
 if TYPE_CHECKING:
     from kvcluster.cache import Cache
 

@@ -77,16 +77,25 @@ def bind(cache: Cache, session_factory: sessionmaker[Session] | async_sessionmak
             if is_async:
                 from sqlalchemy.util import await_only  # the sync half of an async session runs in a greenlet, which can wait
 
-                await_only(cache.delete_wires_async(wires))
+                from kvcluster.cache.aio import to_the_end
+
+                await_only(to_the_end(delete_async(wires)))
             else:
-                cache.delete_wires(wires)
-        except DeleteFailed as error:
-            if is_async:
-                retries.start_async(cache.async_client, error)
-            else:
-                retries.start(cache.client, error)
+                delete(wires)
         except Exception:
             log.exception("after a commit: %d rows of cache %r were not invalidated", len(pending.rows), cache.namespace)
+
+    def delete(wires: list[bytes]) -> None:
+        try:
+            cache.delete_wires(wires)
+        except DeleteFailed as error:
+            retries.start(cache.client, error)
+
+    async def delete_async(wires: list[bytes]) -> None:
+        try:
+            await cache.delete_wires_async(wires)
+        except DeleteFailed as error:
+            retries.start_async(cache.async_client, error)
 
     event.listen(target, "after_flush", after_flush)
     event.listen(target, "persistent_to_deleted", note)  # orphans too, which are in no list of the session
@@ -111,7 +120,7 @@ class Retries:
 
     def __init__(self) -> None:
         self._running: dict[tuple[int, int], threading.Event] = {}  # by process and client: a forked child has no such thread
-        self._tasks: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._tasks: dict[int, tuple[asyncio.Task[None], asyncio.Event]] = {}  # by client
         self._lock = threading.Lock()
 
     def start(self, client: Client, error: DeleteFailed) -> None:
@@ -142,19 +151,26 @@ class Retries:
             return True
 
     def start_async(self, client: AsyncClient, error: DeleteFailed) -> None:
-        """As `start`, in a task of the running loop."""
-        name = (os.getpid(), id(client))
-        if name in self._tasks:
+        """As `start`, in a task of the running loop, which ends with that."""
+        loop = asyncio.get_running_loop()
+        name = id(client)
+        if name in self._tasks and self._tasks[name][0].get_loop() is loop:
+            self._tasks[name][1].set()
             return
         log.error("after a commit: %s; deletes are repeated until they succeed", error)
-        self._tasks[name] = asyncio.get_running_loop().create_task(self._repeat_async(client, name))
+        failed_again = asyncio.Event()
+        self._tasks[name] = (loop.create_task(self._repeat_async(client, name, failed_again)), failed_again)
 
-    async def _repeat_async(self, client: AsyncClient, name: tuple[int, int]) -> None:
+    async def _repeat_async(self, client: AsyncClient, name: int, failed_again: asyncio.Event) -> None:
         delay = _FIRST_RETRY
         try:
             while await client.replay_deletes():
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _LAST_RETRY)
+                try:
+                    await asyncio.wait_for(failed_again.wait(), delay)
+                    delay = _FIRST_RETRY
+                except TimeoutError:
+                    delay = min(delay * 2, _LAST_RETRY)
+                failed_again.clear()
         finally:
-            del self._tasks[name]
+            self._tasks.pop(name, None)
         log.warning("all deletes that failed after a commit have succeeded")

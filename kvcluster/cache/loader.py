@@ -57,7 +57,7 @@ class LoaderBase(Generic[P, R]):
         planner = self._cache.planner_of(client)
         source = self._sourced
         if source is None or source.planner is not planner:
-            self._sourced = source = self._cache.source(planner, self._policy, self._times)
+            self._sourced = source = self._cache.source(client, self._policy, self._times)
         return source
 
     def _arguments(self, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[bytes, Any]:

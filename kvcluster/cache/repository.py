@@ -133,7 +133,7 @@ class RepositoryBase(Generic[M]):
         return self._cache.planner.wire(f"{self.model.__name__}:{escaped(id, self.identifier)}")
 
     def _source(self, client: Client | AsyncClient) -> Source:
-        return self._cache.source(self._cache.planner_of(client), self._policy, self._times, self._codec)
+        return self._cache.source(client, self._policy, self._times, self._codec)
 
     def _query(self, ids: Sequence[Any]) -> Select[Any]:
         return select(*self._columns).where(self._identity == ids[0] if len(ids) == 1 else self._identity.in_(ids))

@@ -19,11 +19,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, cast
 
-from kvcluster.errors import BadReply, KvclusterError, NodeDown, NodeTimeout, NodeUnreachable, PoolTimeout
+from kvcluster.errors import BadReply, CommandRefused, KvclusterError, NodeDown, NodeTimeout, NodeUnreachable, PoolTimeout
 from kvcluster.plan import Planner
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Malformed, Reader
-from kvcluster.protocol.requests import Commands, Fetch, Request
+from kvcluster.protocol.requests import Commands, Deletes, Fetch, Request
 from kvcluster.stats.counters import Counters
 from kvcluster.topology import Node
 from kvcluster.transport.pool import REPLAYED_AT_ONCE
@@ -219,8 +219,10 @@ class AsyncConnection(asyncio.BufferedProtocol):
             counters = self.counters[call.namespace] = Counters()
         counters.bytes_written += len(request.payload)
         counters.bytes_read += received
-        request.settle(counters)
-        call.land(None)
+        refusal = request.refusal if isinstance(request, Deletes) else None
+        if refusal is None:
+            request.settle(counters)
+        call.land(None if refusal is None else CommandRefused(self.address, refusal))
         if self._due and not self._due[0].request.count:
             self._complete()
 
