@@ -24,8 +24,8 @@ from kvcluster.errors import ConfigurationError
 from kvcluster.plan import Planner
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-    from sqlalchemy.orm import Session, sessionmaker
+    from sqlalchemy.ext.asyncio import async_sessionmaker
+    from sqlalchemy.orm import sessionmaker
 
     from kvcluster.aio import AsyncClient
     from kvcluster.cache.aio import AsyncLoader
@@ -97,13 +97,13 @@ class Cache:
         :raises ConfigurationError: for anything else
         """
         self.disconnect()
-        if isinstance(target, Client):
-            self._client = target
-        elif target is None or isinstance(target, str):
+        if target is None or isinstance(target, str):
             self._url = default_url() if target is None else target
             parse_url(self._url)  # what is wrong with it is said here
         elif not isinstance(target, Cluster):
             raise ConfigurationError(f"target must be a URL, a Client or an AsyncClient, not {target!r}")
+        elif isinstance(target, Client):
+            self._client = target
         else:
             self._async_client = target
 
@@ -212,7 +212,7 @@ class Cache:
     def repository(
         self,
         model: type[M],
-        session_factory: sessionmaker[Session],
+        session_factory: sessionmaker[Any],
         *,
         ttl: Duration | None = _INHERIT,
         negative: Duration = _INHERIT,
@@ -222,7 +222,7 @@ class Cache:
     def repository(
         self,
         model: type[M],
-        session_factory: async_sessionmaker[AsyncSession],
+        session_factory: async_sessionmaker[Any],
         *,
         ttl: Duration | None = _INHERIT,
         negative: Duration = _INHERIT,
@@ -231,7 +231,7 @@ class Cache:
     def repository(
         self,
         model: type[M],
-        session_factory: sessionmaker[Session] | async_sessionmaker[AsyncSession],
+        session_factory: sessionmaker[Any] | async_sessionmaker[Any],
         *,
         ttl: Duration | None = _INHERIT,
         negative: Duration = _INHERIT,
@@ -260,7 +260,7 @@ class Cache:
         self.repositories.setdefault(model, []).append(repository)
         return repository
 
-    def bind(self, session_factory: sessionmaker[Session] | async_sessionmaker[AsyncSession]) -> None:
+    def bind(self, session_factory: sessionmaker[Any] | async_sessionmaker[Any]) -> None:
         """Invalidate what the sessions of this factory change, after each commit: the rows of this cache's repositories.
 
         :raises MissingExtra: without ``kvcluster[sql]``

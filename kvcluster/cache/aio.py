@@ -143,7 +143,7 @@ async def _at_once(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-async def to_the_end(call: Coroutine[Any, Any, T]) -> T:
+async def to_the_end(call: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
     """Make a call that is not undone by a cancellation of the caller, who is cancelled once it has ended."""
     task = asyncio.ensure_future(call)
     task.add_done_callback(_seen)

@@ -12,6 +12,7 @@ from kvcluster.cache.flows import read_many, refresh_one
 from kvcluster.cache.loader import in_order
 from kvcluster.cache.policy import Policy
 from kvcluster.cache.repository import RepositoryBase
+
 if TYPE_CHECKING:
     from kvcluster.cache import Cache
 
@@ -21,7 +22,7 @@ M = TypeVar("M")
 class AsyncRepository(RepositoryBase[M]):
     """The rows of one mapped class. Made by `Cache.repository`. As `Repository`, with calls that are awaited."""
 
-    def __init__(self, cache: Cache, model: type[M], sessions: async_sessionmaker[AsyncSession], policy: Policy) -> None:
+    def __init__(self, cache: Cache, model: type[M], sessions: async_sessionmaker[Any], policy: Policy) -> None:
         super().__init__(cache, model, policy)
         self._sessions = sessions
 

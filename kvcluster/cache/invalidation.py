@@ -27,7 +27,7 @@ from kvcluster.client import Client
 from kvcluster.errors import DeleteFailed
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+    from sqlalchemy.ext.asyncio import async_sessionmaker
 
     from kvcluster.aio import AsyncClient
     from kvcluster.cache import Cache
@@ -36,6 +36,7 @@ log = logging.getLogger("kvcluster")
 
 _FIRST_RETRY: Final = 0.1
 _LAST_RETRY: Final = 1.0
+_NOT_INVALIDATED: Final = "after a commit: %d rows of cache %r were not invalidated"
 
 
 class _Pending:
@@ -45,10 +46,15 @@ class _Pending:
         self.rows: dict[tuple[RepositoryBase[Any], Any], None] = {}
         self.committing = False
 
+    def wires(self) -> list[bytes]:
+        """The keys of the rows, without repetition: repositories of one model share them."""
+        return [*{repository.wire(id): None for repository, id in self.rows}]
 
-def bind(cache: Cache, session_factory: sessionmaker[Session] | async_sessionmaker[AsyncSession]) -> None:
+
+def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[Any]) -> None:
     """Listen to the sessions of a factory; see `Cache.bind`."""
     slot = f"kvcluster:{cache.namespace}:{id(cache)}"
+    slot_of_task = f"{slot}:deleting"
     retries = Retries()
     is_async = not isinstance(session_factory, sessionmaker)
     target: Any = session_factory if isinstance(session_factory, sessionmaker) else _own_session_class(session_factory)
@@ -66,44 +72,53 @@ def bind(cache: Cache, session_factory: sessionmaker[Session] | async_sessionmak
         if session.get_nested_transaction() is None:
             session.info.setdefault(slot, _Pending()).committing = True  # before the last flush, which adds keys
 
+    def after_commit(session: Session) -> None:
+        """In a task: a cancellation while the session gives its connection back keeps ``after_transaction_end`` from coming."""
+        if session.get_nested_transaction() is None and (pending := session.info.pop(slot, None)) is not None and pending.rows:
+            session.info[slot_of_task] = asyncio.get_running_loop().create_task(delete_async(pending))
+
     def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is not None:
             return
         pending = session.info.pop(slot, None)
-        if pending is None or not pending.committing or not pending.rows:
-            return
-        try:
-            wires = [*{repository.wire(id) for repository, id in pending.rows}]
+        deleting = session.info.pop(slot_of_task, None)
+        if pending is not None and pending.committing and pending.rows:
             if is_async:
-                from sqlalchemy.util import await_only  # the sync half of an async session runs in a greenlet, which can wait
-
-                from kvcluster.cache.aio import to_the_end
-
-                await_only(to_the_end(delete_async(wires)))
+                deleting = delete_async(pending)
             else:
-                delete(wires)
-        except Exception:
-            log.exception("after a commit: %d rows of cache %r were not invalidated", len(pending.rows), cache.namespace)
+                delete(pending)
+        if deleting is not None:
+            from sqlalchemy.util import await_only  # the sync half of an async session runs in a greenlet, which can wait
 
-    def delete(wires: list[bytes]) -> None:
+            from kvcluster.cache.aio import to_the_end
+
+            await_only(to_the_end(deleting))
+
+    def delete(pending: _Pending) -> None:
         try:
-            cache.delete_wires(wires)
+            cache.delete_wires(pending.wires())
         except DeleteFailed as error:
             retries.start(cache.client, error)
+        except Exception:
+            log.exception(_NOT_INVALIDATED, len(pending.rows), cache.namespace)
 
-    async def delete_async(wires: list[bytes]) -> None:
+    async def delete_async(pending: _Pending) -> None:
         try:
-            await cache.delete_wires_async(wires)
+            await cache.delete_wires_async(pending.wires())
         except DeleteFailed as error:
             retries.start_async(cache.async_client, error)
+        except Exception:
+            log.exception(_NOT_INVALIDATED, len(pending.rows), cache.namespace)
 
     event.listen(target, "after_flush", after_flush)
     event.listen(target, "persistent_to_deleted", note)  # orphans too, which are in no list of the session
     event.listen(target, "before_commit", before_commit)
+    if is_async:
+        event.listen(target, "after_commit", after_commit)
     event.listen(target, "after_transaction_end", after_transaction_end)
 
 
-def _own_session_class(factory: async_sessionmaker[AsyncSession]) -> type[Session]:
+def _own_session_class(factory: async_sessionmaker[Any]) -> type[Session]:
     """The class of the sync sessions under an async factory's, made its own, so that no other factory hears of it."""
     given: type[Session] = factory.kw.get("sync_session_class") or factory.class_.sync_session_class
     own = type(given.__name__, (given,), {})

@@ -158,7 +158,7 @@ class RepositoryBase(Generic[M]):
 class Repository(RepositoryBase[M]):
     """The rows of one mapped class, read through the cache. Made by `Cache.repository`."""
 
-    def __init__(self, cache: Cache, model: type[M], sessions: sessionmaker[Session], policy: Policy) -> None:
+    def __init__(self, cache: Cache, model: type[M], sessions: sessionmaker[Any], policy: Policy) -> None:
         super().__init__(cache, model, policy)
         self._sessions = sessions
 

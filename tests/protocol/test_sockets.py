@@ -111,7 +111,7 @@ def test_a_large_payload_is_sent_whole(hot: ModuleType, pair: Pair) -> None:
 
 def test_a_signal_interrupts_a_receive(hot: ModuleType, pair: Pair) -> None:
     """Its handler runs at once, and what it raises gets through; without that the receive goes on."""
-    ours, theirs = pair
+    ours, _ = pair
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 10, 0))
     seen: list[int] = []
 
