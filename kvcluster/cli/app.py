@@ -38,7 +38,9 @@ Name = Annotated[str, typer.Option(help="The name of the cluster.")]
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     try:
-        return app(args=list(arguments), prog_name="kvcluster", standalone_mode=False) or 0
+        code = app(args=list(arguments), prog_name="kvcluster", standalone_mode=False) or 0
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return code
     except UsageError as error:
         return _fail(error.format_message(), 2)
     except (CallerError, MissingExtra) as error:

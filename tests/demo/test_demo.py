@@ -74,8 +74,14 @@ def test_a_short_resize():
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_demo_that_is_told_to_end_takes_its_processes_and_files_along(told, tmp_path):
     # In a session of its own: its process group is the demo, its nodes and its workers.
+    # A shell's background job, which the tests may be, ignores SIGINT and hands that down.
     demo = subprocess.Popen(
-        DEMO, env=ENVIRONMENT | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        DEMO,
+        env=ENVIRONMENT | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert demo.stdout is not None
     with demo.stdout:

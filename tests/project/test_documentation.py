@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import kvcluster
+from kvcluster import embedded
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(
@@ -44,4 +45,5 @@ def test_both_languages_show_the_same_commands_and_figures() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_in_docstrings_hold(name: str) -> None:
+    embedded.register("default", None)  # of other examples
     assert doctest.testmod(importlib.import_module(name), extraglobs={"kvcluster": kvcluster}).failed == 0
