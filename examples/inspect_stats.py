@@ -5,6 +5,7 @@ Run it as: python examples/inspect_stats.py --nodes 127.0.0.1:22122,127.0.0.1:22
 
 import argparse
 
+from kvcluster.errors import KvclusterError
 from kvcluster.stats.report import percent, show
 from kvcluster.stats.server import collect, total
 
@@ -13,7 +14,10 @@ parser.add_argument("--nodes", required=True, metavar="HOST:PORT,...", help="add
 arguments = parser.parse_args()
 
 # One record per node, asked at the same time; a node that does not answer is a record with its error.
-records = collect(arguments.nodes.split(","), timeout=1.0)
+try:
+    records = collect(arguments.nodes.split(","), timeout=1.0)
+except KvclusterError as error:
+    parser.error(str(error))
 
 # Records are plain values: compute with them what you like.
 print(f"{total(records).items:,} items, hit rate {percent(total(records).hit_rate)}")

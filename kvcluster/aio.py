@@ -138,7 +138,8 @@ class AsyncClient(Cluster[AsyncEndpoint]):
         """Store a value; True where it was stored.
 
         :param expire: seconds until it expires, 0 for no expiry; a number above 10^9 is a point in time
-        :param noreply: do not wait for the node's answer
+        :param noreply: do not wait for the node's answer. The commands that depend on what is there (add, replace, append, prepend)
+            wait for it all the same
         :param flags: client flags to store instead of the codec's
         :raises CallerError: for a key, value or ttl that cannot be used
         """

@@ -30,7 +30,8 @@ class Client(Cluster[Endpoint]):
     Safe for threads, and for processes that fork. Reads never raise because a node is down: its keys miss, a set of them says
     False, and a delete that did not reach it raises.
 
-    :param nodes: `Node`, ``"host:port"`` or ``(host, port)`` each; where nothing is given, the URL in ``KVCLUSTER_URL``
+    :param nodes: `Node`, ``"host:port"`` or ``(host, port)`` each; where nothing is given, the URL in ``KVCLUSTER_URL``,
+        whose settings hold for every argument that has its default
     :param placement: the name of the scheme that spreads keys over nodes, see `kvcluster.placement`
     :param timeout: seconds that one node has for one exchange; a call to several nodes has twice that for all of them together
     :param connect_timeout: seconds for opening a connection
@@ -125,7 +126,8 @@ class Client(Cluster[Endpoint]):
         """Store a value; True where it was stored.
 
         :param expire: seconds until it expires, 0 for no expiry; a number above 10^9 is a point in time
-        :param noreply: do not wait for the node's answer
+        :param noreply: do not wait for the node's answer. The commands that depend on what is there (add, replace, append, prepend)
+            wait for it all the same
         :param flags: client flags to store instead of the codec's
         :raises CallerError: for a key, value or ttl that cannot be used
         """
@@ -200,6 +202,9 @@ class Client(Cluster[Endpoint]):
         if value is _ABSENT:
             raise KeyError(key)
         return value
+
+    def __contains__(self, key: Key) -> bool:
+        return self.get(key, _ABSENT) is not _ABSENT
 
     def __setitem__(self, key: Key, value: Any) -> None:
         self.set(key, value)

@@ -5,6 +5,7 @@ because a node that comes back is owed the deletes it missed.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import ssl
@@ -23,13 +24,16 @@ from kvcluster.errors import ConfigurationError, IllegalKey, KvclusterError, Nod
 from kvcluster.placement import Placement, moved, placement
 from kvcluster.plan import ITEM_SIZE_MAX, Planner
 from kvcluster.stats.counters import Counters, Statistics
-from kvcluster.topology import DEFAULT_SLOTS, Node, NodeSpec, Topology
+from kvcluster.topology import DEFAULT_SLOTS, Node, NodeSpec, Topology, redacted
+from kvcluster.transport.state import NodeState
 
 URL_VARIABLE: Final = "KVCLUSTER_URL"
 
 
 class EndpointLike(Protocol):
     """What both kinds of endpoint offer to the cluster."""
+
+    state: NodeState
 
     def totals(self) -> dict[str, Counters]:
         """What was counted, by namespace."""
@@ -64,14 +68,27 @@ class Cluster(Generic[E]):
     ) -> None:
         if nodes is None:
             nodes, options = parse_url(default_url())
-            placement = options.pop("placement", placement)
-            if options:
-                raise ConfigurationError(f"{URL_VARIABLE}: pass {', '.join(options)} by Client.from_url")
+            settings: dict[str, Any] = {
+                "placement": placement,
+                "timeout": timeout,
+                "connect_timeout": connect_timeout,
+                "prefix": prefix,
+                "pool_size": pool_size,
+                "slots": slots,
+                "item_size_max": item_size_max,
+            }
+            defaults = inspect.signature(Cluster.__init__).parameters
+            settings |= {name: value for name, value in options.items() if settings[name] == defaults[name].default}
+            placement, timeout, connect_timeout, prefix, pool_size, slots, item_size_max = settings.values()
         for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
             if not isinstance(seconds, (int, float)) or not 0 < seconds < 86400:
                 raise ConfigurationError(f"{name} must be a number of seconds above 0, not {seconds!r}")
         if type(pool_size) is not int or pool_size < 1:
             raise ConfigurationError(f"pool_size must be an integer of at least 1, not {pool_size!r}")
+        if type(item_size_max) is not int or item_size_max < 1:
+            raise ConfigurationError(f"item_size_max must be an integer of at least 1 (bytes), not {item_size_max!r}")
+        if codec is not None and not (callable(getattr(codec, "encode", None)) and callable(getattr(codec, "decode", None))):
+            raise ConfigurationError(f"codec must have the methods encode and decode, not {codec!r:.100}")
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._pool_size = pool_size
@@ -86,7 +103,7 @@ class Cluster(Generic[E]):
             _placement_of(self._topology),
             raw_prefix,
             raw_prefix.decode("utf-8", "replace"),
-            codec or StandardCodec(),
+            StandardCodec() if codec is None else codec,
             strict_keys,
             item_size_max,
         )
@@ -100,8 +117,8 @@ class Cluster(Generic[E]):
         """A client for the cluster that a URL names.
 
         :param url: ``"memcached://h1:11211,h2:11211?placement=ketama"``, with any of placement, timeout, connect_timeout, prefix,
-            pool_size, slots and weights (``weights=1,2``) as its query; ``"memory://"`` for a node in this process, without a
-            server. Where None, the value of ``KVCLUSTER_URL``
+            pool_size, slots, item_size_max and weights (``weights=1,2``) as its query; ``"memory://"`` for a node in this process,
+            without a server. Where None, the value of ``KVCLUSTER_URL``
         :param settings: as for `Client`; they win over the URL's
         :raises ConfigurationError: for a URL that cannot be used
         """
@@ -159,6 +176,22 @@ class Cluster(Generic[E]):
             {namespace: counters.frozen() for namespace, counters in namespaces.items()},
         )
 
+    @property
+    def missed_deletes(self) -> int:
+        """How many deletes did not reach their nodes and are still owed."""
+        return sum(endpoint.state.missed_deletes for endpoint in list(self._endpoints.values()))
+
+    @property
+    def left_alone(self) -> list[str]:
+        """The addresses of the nodes that are owed so many deletes that this client serves nothing from them any more."""
+        return [address for address, endpoint in list(self._endpoints.items()) if endpoint.state.overflowed]
+
+    def count_unstored(self, address: str, namespace: str, values: int) -> None:
+        """Count values that were loaded and, without asking their node, not stored."""
+        counters = Counters()
+        counters.unstored = values
+        self._endpoints[address].state.retire({namespace: counters})
+
     def __repr__(self) -> str:
         endpoints = list(self._endpoints.values())
         return f"<{type(self).__name__} of {len(self._topology.nodes)} nodes, {self._topology.placement}: {endpoints}>"
@@ -169,7 +202,8 @@ class Cluster(Generic[E]):
                 self._endpoints[node.address] = self._endpoint(node)
 
     def _flush_all(self, delay: int, noreply: bool) -> bool:
-        return all(self._administer(node, lambda admin: admin.flush_all(delay, noreply)) for node in self._topology.nodes)
+        done = [self._administer(node, lambda admin: admin.flush_all(delay, noreply)) for node in self._topology.nodes]
+        return all(done)
 
     def _stats(self, *args: str) -> dict[str, dict[str, Any]]:
         found = {}
@@ -229,6 +263,8 @@ def parse_url(url: str) -> tuple[list[Node], dict[str, Any]]:
     hosts, slash, path = place.partition("/")
     query = dict(parse_qsl(settings, keep_blank_values=True))
     weights = query.pop("weights", "")
+    if "@" in hosts:
+        raise ConfigurationError(f"url must not name a user or a password, for nodes are not signed in to: {redacted(url)!r}")
     if scheme == "memory":
         addresses = [f"memory:{name}" for name in (hosts or "default").split(",")]
     elif scheme == "memcached" and hosts and not path:
@@ -236,7 +272,7 @@ def parse_url(url: str) -> tuple[list[Node], dict[str, Any]]:
     elif scheme == "memcached" and path and not hosts:
         addresses = [f"unix:{unquote(slash + path)}"]
     else:
-        raise ConfigurationError(f"url must be 'memcached://host:port,…' or 'memory://', not {url!r}")
+        raise ConfigurationError(f"url must be 'memcached://host:port,…' or 'memory://', not {redacted(url)!r}")
     options: dict[str, Any] = {}
     for name, text in query.items():
         if name not in _URL_OPTIONS:
@@ -270,8 +306,6 @@ def _as_list(nodes: Iterable[NodeSpec] | NodeSpec) -> list[NodeSpec]:
     given: Any = nodes
     is_one = isinstance(given, Node | str) or (isinstance(given, tuple) and len(given) == 2 and type(given[1]) is int)
     if not is_one and not isinstance(given, Iterable):
-        raise ConfigurationError(f"nodes must be addresses or Node objects, not {given!r}")
-    if not is_one and not isinstance(given, Iterable):
         raise ConfigurationError(f"nodes must be addresses such as 'host:11211', or Node values, not {given!r}")
     return [given] if is_one else list(given)
 
@@ -281,7 +315,10 @@ def _placement_of(topology: Topology) -> Placement:
 
 
 def _checked_prefix(prefix: str | bytes) -> bytes:
-    raw = prefix.encode() if isinstance(prefix, str) else prefix
+    try:
+        raw = prefix.encode() if isinstance(prefix, str) else prefix
+    except UnicodeEncodeError as error:
+        raise IllegalKey(f"prefix must be encodable as UTF-8: {error.reason} at position {error.start}") from None
     if not isinstance(raw, bytes) or not _PREFIX(raw):
         raise IllegalKey(f"prefix must be at most 150 bytes without spaces and control bytes, not {prefix!r}")
     return raw

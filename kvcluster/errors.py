@@ -11,7 +11,8 @@ Errors of the last two carry ``.node``, the address of the node concerned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pymemcache.exceptions import (
     MemcacheClientError,
@@ -27,6 +28,17 @@ class KvclusterError(MemcacheError):
     """The root of every error raised by kvcluster."""
 
     node: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By text and attributes: a subclass may be made of other arguments than the text they become."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[KvclusterError], args: tuple[Any, ...], attributes: dict[str, Any]) -> KvclusterError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class CallerError(KvclusterError, MemcacheClientError, ValueError):
@@ -64,7 +76,13 @@ class NodeError(KvclusterError, MemcacheServerError):
 
 
 class CommandRefused(NodeError):
-    """A node answered ``ERROR``, ``CLIENT_ERROR`` or ``SERVER_ERROR`` to a well-formed command."""
+    """A node answered ``CLIENT_ERROR`` or ``SERVER_ERROR`` to a well-formed command.
+
+    :param line: what it answered; shown escaped and shortened, for nobody knows what a node puts there
+    """
+
+    def __init__(self, node: str, line: str) -> None:
+        super().__init__(node, f"{line!r:.200}")
 
 
 class BadReply(NodeError, MemcacheUnknownError):
@@ -105,9 +123,9 @@ class DeleteFailed(NetworkError):
     before it reads from those nodes; other clients of the same nodes may see the old values until then.
     """
 
-    def __init__(self, keys: Iterable[str | bytes], causes: dict[str, KvclusterError]) -> None:
+    def __init__(self, keys: Iterable[str | bytes], causes: Mapping[str, KvclusterError]) -> None:
         self.keys = tuple(keys)
-        self.causes = causes
+        self.causes = dict(causes)
         reasons = "; ".join(str(cause) for cause in causes.values())
         MemcacheError.__init__(self, f"{len(self.keys)} keys may still be cached: {reasons}")
         self.node = next(iter(causes), None)

@@ -10,7 +10,8 @@ the plan which of them failed, and gets the result or the next plan of the same 
             return outcome
 
 Most commands are one plan. A second one is needed where a reply shows a lease's placeholder, which plain commands must treat as
-absent, or where a meta get took the refill token of a stale item that it did not want, and gives it back.
+absent, where a meta get took the refill token of a stale item that it did not want, and gives it back, or where what is written
+depends on what is there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from kvcluster.codec import Codec, StandardCodec
-from kvcluster.errors import CommandRefused, ConfigurationError, DeleteFailed, IllegalValue, KvclusterError
+from kvcluster.errors import CommandRefused, ConfigurationError, DeleteFailed, IllegalKey, IllegalValue, KvclusterError
 from kvcluster.placement.base import Placement
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Reply, group
@@ -45,7 +46,9 @@ Failures: TypeAlias = Mapping[str, KvclusterError]
 ITEM_SIZE_MAX: Final = 1 << 20
 _RELATIVE_MAX: Final = 30 * 86400  # above this memcached takes a ttl for a point in time
 _EPOCH_TIMES: Final = 1_000_000_000  # above this a caller gives one, as memcached's clients may
+_EXPTIME_MAX: Final = (1 << 31) - 1  # memcached keeps points in time in 32 bits with a sign; a later one is past
 _UINT32, _UINT64 = 1 << 32, 1 << 64
+MODIFY_ATTEMPTS: Final = 100  # as many other writers may come in between
 
 
 class Plan(Generic[T]):
@@ -128,41 +131,30 @@ class StoreOne(Plan["bool | None"]):
 class Add(StoreOne):
     """A value stored if there is none, and a look at what is there.
 
-    A placeholder is removed by its CAS number, and the add repeated.
+    A placeholder is removed by its CAS number, and the add repeated. Where the caller did not want an answer (``noreply``), the
+    result is True as in pymemcache.
     """
 
-    __slots__ = ("wire",)
+    __slots__ = ("noreply", "wire")
 
-    def __init__(self, namespace: str, address: str, request: Request, wire: bytes) -> None:
+    def __init__(self, namespace: str, address: str, request: Request, wire: bytes, noreply: bool) -> None:
         super().__init__(namespace, address, request)
         self.wire = wire
+        self.noreply = noreply
 
     def meaning(self, replies: Sequence[Reply]) -> bool | Plan[bool | None]:
         """What the node's answer says."""
         stored = bool(_stored(self.address, replies[0]))
         if not stored and is_placeholder(replies[1]):
             removal = Commands(requests.meta_delete(self.wire, b"C%d" % replies[1].cas), 1)
-            again = Add(self.namespace, self.address, Stores(self.requests[self.address].payload, 2, probe=1), self.wire)
+            before = self.requests[self.address]
+            assert isinstance(before, Stores)
+            again = Add(
+                self.namespace, self.address, Stores(before.payload, 2, probe=1, opaque=before.opaque), self.wire, self.noreply
+            )
             return Then(self.namespace, {self.address: removal}, again)
         mending = _mend(self.wire, replies[1])
-        return Then(self.namespace, {self.address: Commands(mending, 1)}, stored) if mending else stored
-
-
-class Modify(Add):
-    """A look at what is there, and a value stored only if there is one: append, prepend, replace.
-
-    Where there was only a placeholder, that has become an item, which must go again.
-    """
-
-    __slots__ = ()
-
-    def meaning(self, replies: Sequence[Reply]) -> bool | Plan[bool | None]:
-        """What the node's answer says."""
-        stored = bool(_stored(self.address, replies[1]))
-        if stored and is_placeholder(replies[0]):
-            removal = Commands(requests.meta_delete(self.wire, b"C%d" % replies[1].cas), 1)
-            return Then(self.namespace, {self.address: removal}, False)
-        mending = None if stored else _mend(self.wire, replies[0])
+        stored = stored or self.noreply
         return Then(self.namespace, {self.address: Commands(mending, 1)}, stored) if mending else stored
 
 
@@ -258,21 +250,15 @@ class DeleteMany(Plan[dict[Any, bool]]):
         """
         found: dict[Any, bool] = {}
         unsure: list[Any] = []
-        causes = dict(failures)
         for address, request in self.requests.items():
             assert isinstance(request, Commands)
             names = self.names[address]
             if address in failures:
                 unsure.extend(names)
                 continue
-            for name, reply in zip(names, request.replies, strict=False):
-                if reply.status in ("HD", "NF"):
-                    found[name] = reply.status == "HD"
-                else:
-                    unsure.append(name)
-                    causes[address] = CommandRefused(address, reply.status)
+            found.update((name, reply.status == "HD") for name, reply in zip(names, request.replies, strict=True))
         if unsure:
-            raise DeleteFailed(unsure, causes)
+            raise DeleteFailed(unsure, failures)
         return found
 
 
@@ -309,7 +295,12 @@ class Planner:
         return self.placement.nodes[self.placement.index(wire)].address
 
     def group(self, keys: Iterable[Key]) -> _Grouped:
-        """Wire keys and the caller's names for them, by the address of the node that owns them."""
+        """Wire keys and the caller's names for them, by the address of the node that owns them.
+
+        :raises IllegalKey: for a key that cannot be used, and where one key is passed instead of several
+        """
+        if isinstance(keys, str | bytes):
+            raise IllegalKey(f"keys must be several keys, not one {type(keys).__name__}")
         names = list(keys)
         wires = wire_keys(names, self.prefix, self.strict_keys)
         nodes = self.placement.nodes
@@ -349,10 +340,11 @@ class Planner:
 
     def look_up(self, groups: _Grouped, values: dict[Any, Any], tokens: bool, expire: int | None = None) -> LookUp:
         """The same by meta gets; with ``expire`` they set a new ttl by the way."""
-        flags = b"v f t c" if expire is None else b"v f t c T%d" % expire
+        token = requests.opaque()
+        flags = b"v f t c O%b%b" % (token, b"" if expire is None else b" T%d" % expire)
         lookups = {
             address: Lookups(
-                b"".join([requests.meta_get(wire, flags) for wire in wires]), wires, names, self.codec.decode, values, tokens
+                b"".join([requests.meta_get(wire, flags) for wire in wires]), wires, names, self.codec.decode, values, tokens, token
             )
             for address, (wires, names) in groups.items()
         }
@@ -379,20 +371,52 @@ class Planner:
             options += b" M" + mode
         if cas is not None:
             options += b" C" + cas
-        if noreply:
+        if mode == b"S" and noreply:
             quiet = Stores(requests.meta_set(wire, data, options + b" q") + requests.NOOP, 0, owed=1)
             return StoreOne(self.namespace, address, quiet)
+        if mode not in (b"S", b"E"):
+            return self._modify(wire, data, options, noreply)
+        token = requests.opaque()
+        storing = requests.meta_set(wire, data, options + b" O" + token)
         if mode == b"S":
-            return StoreOne(self.namespace, address, Stores(requests.meta_set(wire, data, options), 1))
-        probe = requests.meta_get(wire, b"s f c")
-        if mode == b"E":
-            adding = requests.meta_set(wire, data, options) + probe
-            return Add(self.namespace, address, Stores(adding, 2, probe=1), wire)
-        return Modify(self.namespace, address, Stores(probe + requests.meta_set(wire, data, options + b" c"), 2, probe=0), wire)
+            return StoreOne(self.namespace, address, Stores(storing, 1, opaque=token))
+        probe = requests.meta_get(wire, b"s f c O" + token)
+        return Add(self.namespace, address, Stores(storing + probe, 2, probe=1, opaque=token), wire, noreply)
+
+    def _modify(
+        self, wire: bytes, data: bytes, options: bytes, noreply: bool, attempts: int = MODIFY_ATTEMPTS
+    ) -> Plan[bool | None]:
+        """A look at what is there, and a value stored only if that is one and still the same: append, prepend, replace.
+
+        Without the look a lease's placeholder would become an item that others read.
+        """
+        address = self.address(wire)
+        token = requests.opaque()
+
+        def store(replies: Sequence[Reply]) -> bool | Plan[bool | None] | None:
+            there = replies[0]
+            if there.status == "EN" or is_placeholder(there):
+                mending = _mend(wire, there)
+                return self._then(address, mending, noreply) if mending else noreply
+            if there.status != "HD":
+                return bool(_stored(address, there))
+            storing = requests.meta_set(wire, data, options + b" C%d O%b" % (there.cas, token))
+            return Single(self.namespace, address, Stores(storing, 1, opaque=token), unless_changed, _false)
+
+        def unless_changed(replies: Sequence[Reply]) -> bool | Plan[bool | None] | None:
+            if replies[0].status != "EX":
+                return bool(_stored(address, replies[0])) or noreply
+            if attempts == 1:
+                raise CommandRefused(address, f"EX to each of {MODIFY_ATTEMPTS} attempts, because others write the key")
+            return self._modify(wire, data, options, noreply, attempts - 1)
+
+        probe = Commands(requests.meta_get(wire, b"s f c O" + token), 1, opaque=token)
+        return Single(self.namespace, address, probe, store, _false)
 
     def store_many(self, values: Mapping[Key, Any], expire: float, flags: int | None, noreply: bool) -> StoreMany:
         """Store values; the result is the keys that were not stored."""
-        options = b"T%d%b" % (self.ttl(expire), b" q" if noreply else b"")
+        token = requests.opaque()
+        options = b"T%d %b" % (self.ttl(expire), b"q" if noreply else b"O" + token)
         stores: dict[str, Request] = {}
         names_by_node: dict[str, Sequence[Any]] = {}
         for address, (wires, names) in self.group(values).items():
@@ -400,7 +424,7 @@ class Planner:
             if noreply:
                 stores[address] = Stores(payload + requests.NOOP, 0, owed=1)
             else:
-                stores[address] = Stores(payload, len(wires))
+                stores[address] = Stores(payload, len(wires), opaque=token)
             names_by_node[address] = names
         return StoreMany(self.namespace, stores, names_by_node)
 
@@ -413,10 +437,7 @@ class Planner:
         return self._deletion({address: (group, group) for address, group in self.group_wires(wires).items()})
 
     def _deletion(self, groups: Mapping[str, tuple[Sequence[bytes], Sequence[Any]]]) -> DeleteMany:
-        deletes: dict[str, Request] = {
-            address: Deletes(b"".join(map(requests.meta_delete, wires)), len(wires), deletes=wires)
-            for address, (wires, _) in groups.items()
-        }
+        deletes: dict[str, Request] = {address: Deletes.of(wires) for address, (wires, _) in groups.items()}
         return DeleteMany(self.namespace, deletes, {address: names for address, (_, names) in groups.items()})
 
     def touch(self, key: Key, expire: float, noreply: bool) -> Plan[bool]:
@@ -501,15 +522,19 @@ class Planner:
 
         A number above 10^9 is a point in time already, as in every memcached client.
 
-        :raises ConfigurationError: for a negative ttl, and for one between 0 and 1, which would round to "for ever"
+        :raises ConfigurationError: for a negative ttl, for one between 0 and 1, which would round to "for ever", and for one that
+            ends after 2038-01-19, where memcached's clock does
         """
         if isinstance(expire, bool) or not isinstance(expire, (int, float)):
             raise ConfigurationError(f"expire must be a number of seconds, not {expire!r}")
-        if expire < 0 or 0 < expire < 1 or expire != expire or expire >= _UINT32 - _EPOCH_TIMES:
-            raise ConfigurationError(f"expire must be 0 (no expiry) or at least 1 second, and within memcached's clock: {expire!r}")
-        if _RELATIVE_MAX < expire < _EPOCH_TIMES:
-            return int(self.clock() + expire)
-        return int(expire)
+        if expire < 0 or 0 < expire < 1 or expire != expire:
+            raise ConfigurationError(f"expire must be 0 (no expiry) or at least 1 second, not {expire!r}")
+        ends = self.clock() + expire if _RELATIVE_MAX < expire < _EPOCH_TIMES else expire
+        if ends > _EXPTIME_MAX:
+            raise ConfigurationError(
+                f"expire must be over by {_EXPTIME_MAX} (2038-01-19), the last second memcached knows, not {expire!r}"
+            )
+        return int(ends)
 
     def _then(self, address: str, command: bytes, result: T) -> Then[T]:
         return Then(self.namespace, {address: Commands(command, 1)}, result)
@@ -559,7 +584,7 @@ def _stored(address: str, reply: Reply) -> bool | None:
     if reply.status == "NF":
         return None
     if "too large" in reply.status:
-        raise IllegalValue(f"value is too large for node {address} ({reply.status}); its limit is memcached's -I")
+        raise IllegalValue(f"value is too large for node {address} ({reply.status!r:.100}); its limit is memcached's -I")
     if reply.status.startswith("SERVER_ERROR"):
         return False
     raise CommandRefused(address, reply.status)

@@ -18,8 +18,8 @@ MAX_WEIGHT = 100
 DEFAULT_SLOTS = 16384
 
 _BRACKETED = re.compile(r"\[([0-9A-Fa-f:.%\w]+)\](?::(\d{1,9}))?")
-_HOST = re.compile(r"([^\s:\[\]/,]+)(?::(\d{1,9}))?")
-_LOCAL = re.compile(r"unix:/[^\0\s]+|memory:[\w.-]+")
+_HOST = re.compile(r"([^\s:\[\]/,@\0-\x1f\x7f]+)(?::(\d{1,9}))?")
+_LOCAL = re.compile(r"unix:/[^\s\0-\x1f\x7f]+|memory:[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,7 @@ class Node:
     """One memcached server.
 
     :param address: ``"host"``, ``"host:port"``, ``"[v6]:port"``, ``"unix:/path"``, or ``"memory:name"`` for an embedded node of
-        this
-        process; the port is 11211 where none is given
+        this process; the port is 11211 where none is given
     :param weight: its share of the keys relative to the other nodes, an integer from 1 to 100
     :param id: the name that placement hashes; the address where none is given. ``host`` and ``host:11211`` are one id, ``host``
     :raises ConfigurationError: for an address or a weight that cannot be used
@@ -90,11 +89,25 @@ def parse_address(address: str) -> tuple[str, int]:
         return address, 0
     match = _BRACKETED.fullmatch(address) or _HOST.fullmatch(address)
     if match is None:
-        raise ConfigurationError(f"address {address!r} is none of 'host', 'host:port', '[v6]:port', 'unix:/path'")
+        raise ConfigurationError(f"address {redacted(address)!r} is none of 'host', 'host:port', '[v6]:port', 'unix:/path'")
+    try:
+        match[1].encode("idna")  # what the resolver does with it
+    except UnicodeError as error:
+        raise ConfigurationError(f"address {address!r}: the host is no name ({error})") from None
     port = int(match[2]) if match[2] else DEFAULT_PORT
     if not 1 <= port <= 65535:
         raise ConfigurationError(f"address {address!r}: the port must be from 1 to 65535")
     return match[1], port
+
+
+def redacted(text: str) -> str:
+    """An address or URL as an error may show it: without what stands before an ``@``, which may be a password.
+
+    >>> redacted("me:secret@host:1"), redacted("host:1")
+    ('***@host:1', 'host:1')
+    """
+    _, at, rest = text.rpartition("@")
+    return f"***@{rest}" if at else text
 
 
 def format_address(host: str, port: int) -> str:
@@ -134,8 +147,6 @@ class Topology:
     slots: int = DEFAULT_SLOTS
 
     def __init__(self, nodes: Iterable[NodeSpec], placement: str = "slots", slots: int = DEFAULT_SLOTS) -> None:
-        if isinstance(nodes, str):
-            nodes = [nodes]
         members = tuple(as_node(spec) for spec in nodes)
         if not members:
             raise ConfigurationError("nodes must name at least one node")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, overload
 
+from kvcluster.cache import fork
 from kvcluster.cache.flows import Flights, LoadTimes, Source
 from kvcluster.cache.keys import Template, checked_namespace
 from kvcluster.cache.loader import Loader, LoaderBase
@@ -24,6 +25,8 @@ from kvcluster.errors import ConfigurationError
 from kvcluster.plan import Planner
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from sqlalchemy.ext.asyncio import async_sessionmaker
     from sqlalchemy.orm import sessionmaker
 
@@ -77,14 +80,19 @@ class Cache:
         self._url: str | None = None
         self._client: Client | None = None
         self._async_client: AsyncClient | None = None
-        self._planners: dict[type[object], tuple[Planner, Planner]] = {}  # by kind of client: its planner, and the one for here
+        self._async_clients: dict[AbstractEventLoop | None, AsyncClient] = {}  # made here; None: before any event loop
+        self._planners: dict[Client | AsyncClient, tuple[Planner, Planner]] = {}  # by client: its planner, and the one for here
         self._flights = Flights()
         self._async_flights = Flights()  # apart: a thread that waited for a task of its own event loop would wait for ever
-        self._lock = threading.Lock()
+        fork.renewed(self)
         self.loaders: list[LoaderBase[..., Any]] = []
         self.repositories: dict[type[Any], list[RepositoryBase[Any]]] = {}
         if client is not None:
             self.connect(client)
+
+    def renew(self) -> None:
+        """Begin with a free lock; in a forked child too."""
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<Cache {self.namespace!r} on {self._client or self._async_client or self._url!r}>"
@@ -108,9 +116,21 @@ class Cache:
             self._async_client = target
 
     def disconnect(self) -> None:
-        """Forget where the nodes are; a client that was passed stays open for whoever made it."""
+        """Forget where the nodes are; a client that was passed stays open for whoever made it.
+
+        What was made for a URL is closed; an `AsyncClient` only if its event loop runs, for nothing else can close it.
+        """
+        made = self._client if self._url is not None else None
+        async_clients, self._async_clients = self._async_clients, {}
         self._url = self._client = self._async_client = None
         self._planners = {}
+        if made is not None:
+            made.close()
+        for loop, client in async_clients.items():
+            if loop is not None and loop.is_running():
+                from asyncio import run_coroutine_threadsafe  # here, as below
+
+                run_coroutine_threadsafe(client.close(), loop)
 
     @property
     def connected(self) -> bool:
@@ -131,17 +151,35 @@ class Cache:
 
     @property
     def async_client(self) -> AsyncClient:
-        """The cluster, for asyncio. Its connections are to be closed in their event loop: ``async with cache.async_client: ...``.
+        """The cluster, for asyncio: the client that was passed, or with a URL that of the running event loop; where none runs, the
+        one that was made last.
+
+        Its connections are to be closed in their event loop: ``async with cache.async_client: ...``.
 
         :raises ConfigurationError: before `connect`
         """
-        if self._async_client is None:
-            from kvcluster.aio import AsyncClient  # here, because few programs use both
+        if self._async_client is not None:
+            return self._async_client
+        url = self._connected_url("an AsyncClient")
+        from asyncio import get_running_loop  # here, because few programs use both
 
-            with self._lock:
-                if self._async_client is None:
-                    self._async_client = AsyncClient.from_url(self._connected_url("an AsyncClient"))
-        return self._async_client
+        loop: AbstractEventLoop | None
+        try:
+            loop = get_running_loop()
+        except RuntimeError:
+            loop = next(reversed(self._async_clients), None)
+        client = self._async_clients.get(loop)
+        return self._client_of(loop, url) if client is None else client
+
+    def _client_of(self, loop: AbstractEventLoop | None, url: str) -> AsyncClient:
+        """A loop's client. It is taken over from a loop that has ended, if one has: it knows which deletes nodes are still owed."""
+        from kvcluster.aio import AsyncClient
+
+        with self._lock:
+            ended = [other for other in self._async_clients if other is None or other.is_closed()]
+            client = self._async_clients.pop(ended[0]) if ended else AsyncClient.from_url(url)
+            self._async_clients[loop] = client
+            return client
 
     def _connected_url(self, wanted: str) -> str:
         if self._url is not None:
@@ -155,15 +193,15 @@ class Cache:
     @property
     def planner(self) -> Planner:
         """A planner for this namespace, of whichever client there is."""
-        return self.planner_of(self._async_client if self._client is None and self._async_client is not None else self.client)
+        return self.planner_of(self.client if self._async_client is None else self._async_client)
 
     def planner_of(self, client: Client | AsyncClient) -> Planner:
         """A client's planner, for this namespace."""
         base = client.planner
-        planners = self._planners.get(type(client))
+        planners = self._planners.get(client)
         if planners is None or planners[0] is not base:
             prefix = base.prefix + self.namespace.encode() + b":"
-            self._planners[type(client)] = planners = (base, replace(base, prefix=prefix, namespace=self.namespace))
+            self._planners[client] = planners = (base, replace(base, prefix=prefix, namespace=self.namespace))
         return planners[1]
 
     def source(self, client: Client | AsyncClient, policy: Policy, times: LoadTimes, codec: Codec | None = None) -> Source:
@@ -190,12 +228,13 @@ class Cache:
         :param ttl: how long results live; the namespace's by default
         :param negative: how long None lives; the namespace's by default
         :param ignore: arguments that do not change the result
-        :raises ConfigurationError: where template and function do not fit
+        :raises ConfigurationError: where template and function do not fit, or where another loader or repository has the same keys
         """
         policy = self.policy(ttl, negative)
 
         def decorate(function: Callable[..., Any]) -> Any:
             template = Template(key, function, ignore)
+            self._require_own_keys(template)
             loader: LoaderBase[..., Any]
             if inspect.iscoroutinefunction(function):
                 from kvcluster.cache.aio import AsyncLoader  # here, because few programs use both
@@ -207,6 +246,23 @@ class Cache:
             return loader
 
         return decorate
+
+    def _require_own_keys(self, template: Template) -> None:
+        """Refuse a template whose values would be taken for another's. The same function may be declared again, as by a reload."""
+        name = _name_of(template.function)
+        for loader in list(self.loaders):
+            other = loader.template
+            if other.shape != template.shape:
+                continue
+            if _name_of(other.function) != name:
+                raise self._crossing(f"{other.text!r} of {_name_of(other.function)}", f"{template.text!r} of {name}")
+            self.loaders.remove(loader)
+        for model in self.repositories:
+            if template.shape == f"{model.__name__}:{{}}":
+                raise self._crossing(f"{template.text!r} of {name}", f"the repository of {model.__name__}")
+
+    def _crossing(self, one: str, other: str) -> ConfigurationError:
+        return ConfigurationError(f"cache {self.namespace!r}: key template {one} and {other} have the same keys")
 
     @overload
     def repository(
@@ -240,15 +296,19 @@ class Cache:
 
         :param model: a class mapped by SQLAlchemy 2, with a primary key of one column
         :param session_factory: what the rows are loaded with; each load has a session of its own. With an ``async_sessionmaker``
-            the
-            repository's calls are awaited
+            the repository's calls are awaited; of a ``scoped_session`` its sessionmaker is taken
         :raises MissingExtra: without ``kvcluster[sql]``
         :raises ConfigurationError: for a model that cannot be cached
         """
         from sqlalchemy.orm import sessionmaker
 
-        from kvcluster.cache.repository import Repository  # here, because it needs the extra; first, because it says so
+        from kvcluster.cache.repository import Repository, maker_of  # here, because it needs the extra; first, because it says so
 
+        session_factory = maker_of(session_factory)
+        for loader in self.loaders:
+            if loader.template.shape == f"{model.__name__}:{{}}":
+                name = _name_of(loader.template.function)
+                raise self._crossing(f"{loader.template.text!r} of {name}", f"the repository of {model.__name__}")
         repository: Repository[M] | AsyncRepository[M]
         policy = self.policy(ttl, negative)
         if isinstance(session_factory, sessionmaker):
@@ -268,6 +328,12 @@ class Cache:
         from kvcluster.cache.invalidation import bind  # here, because it needs the extra
 
         bind(self, session_factory)
+
+    def count_unstored(self, client: Client | AsyncClient, wires: Sequence[bytes]) -> None:
+        """Count values that are read past the cache."""
+        planner = self.planner_of(client)
+        for address, group in planner.group_wires(wires).items():
+            client.count_unstored(address, planner.namespace, len(group))
 
     def delete_wires(self, wires: Sequence[bytes]) -> None:
         """Forget keys, given as the nodes store them.
@@ -292,6 +358,10 @@ class Cache:
     def _forget(self, wires: Sequence[bytes]) -> None:
         self._flights.forget(wires)
         self._async_flights.forget(wires)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
 
 
 class _Decorator(Protocol):

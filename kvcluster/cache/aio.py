@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kvcluster.aio import AsyncClient
 from kvcluster.cache.flows import (
     LOADING,
     UNASKED,
-    Flight,
     Flow,
     Join,
     Load,
@@ -22,7 +22,7 @@ from kvcluster.cache.flows import (
     read_missed,
     refresh_one,
 )
-from kvcluster.cache.loader import LoaderBase, in_order
+from kvcluster.cache.loader import LoaderBase, by_argument, in_order
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,7 +35,9 @@ class AsyncLoader(LoaderBase[P, R]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         client = self._cache.async_client
         source = self._source(client)
-        wire = source.planner.wire(self._template.key(args, kwargs))
+        wire = source.planner.wire(self.template.key(args, kwargs))
+        if kwargs and self._past(client, kwargs, wire):
+            return await self.uncached(*args, **kwargs)
         value: R = await read_async(client, source, wire, lambda: self._function(*args, **kwargs))
         return value
 
@@ -50,7 +52,8 @@ class AsyncLoader(LoaderBase[P, R]):
         All nodes are asked at once. What is missing is loaded by one call of the `bulk` function, where there is one, else at the
         same time.
         """
-        arguments = self._arguments(many, args, kwargs)
+        wires = self._wires(many, args, kwargs)
+        arguments = {wire: argument for argument, wire in wires.items()}
 
         async def load_many(missing: Sequence[Any]) -> Mapping[Any, Any]:
             if self._bulk is not None:
@@ -60,8 +63,13 @@ class AsyncLoader(LoaderBase[P, R]):
             return dict(zip(missing, await _at_once(calls), strict=True))
 
         client = self._cache.async_client
-        values: dict[Any, R] = await drive_async(read_many(self._source(client), arguments, load_many), client) if arguments else {}
-        return values
+        values: Mapping[Any, Any] = {}
+        if self._past(client, kwargs, *arguments):
+            values = await load_many(list(arguments.values()))
+        elif arguments:
+            source = replace(self._source(client), times=self._bulk_times)
+            values = await drive_async(read_many(source, arguments, load_many), client)
+        return by_argument(wires, arguments, values)
 
     async def list(self, many: Iterable[Any], *args: Any, **kwargs: Any) -> list[R]:
         """As `get_many`, as a list in the order asked, without those that are None."""
@@ -86,7 +94,10 @@ class AsyncLoader(LoaderBase[P, R]):
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Load now whatever is cached, store the result, and return it."""
         client = self._cache.async_client
-        flow = refresh_one(self._source(client), self._wire(args, kwargs), lambda: self._function(*args, **kwargs))
+        wire = self._wire(args, kwargs)
+        if self._past(client, kwargs, wire):
+            return await self.uncached(*args, **kwargs)
+        flow = refresh_one(self._source(client), wire, lambda: self._function(*args, **kwargs))
         value: R = await drive_async(flow, client)
         return value
 
@@ -112,7 +123,7 @@ async def drive_async(flow: Flow[T], client: AsyncClient) -> T:
                 elif isinstance(need, Sleep):
                     await asyncio.sleep(need.seconds)
                 elif isinstance(need, Join):
-                    result = await _landed(need.flight)
+                    result = await _landed(need)
                 else:
                     result = await client.run(need)
             except BaseException as error:
@@ -124,9 +135,7 @@ async def drive_async(flow: Flow[T], client: AsyncClient) -> T:
 
 
 async def _load_async(need: Load) -> Any:
-    if need.flight is None:
-        return await need.call()
-    token = LOADING.set((*LOADING.get(), need.flight))
+    token = LOADING.set(LOADING.get() | need.keys)
     try:
         return await need.call()
     finally:
@@ -161,7 +170,7 @@ def _seen(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-async def _landed(flight: Flight) -> Outcome | None:
+async def _landed(need: Join) -> Outcome | None:
     """Wait for a flight, whichever thread or event loop leads it."""
     loop = asyncio.get_running_loop()
     landed = loop.create_future()
@@ -174,6 +183,6 @@ async def _landed(flight: Flight) -> Outcome | None:
         with suppress(RuntimeError):  # the loop is closed, so nobody waits
             loop.call_soon_threadsafe(wake)
 
-    flight.when_landed(call_back)
-    await landed
-    return flight.outcome
+    need.flight.when_landed(call_back)
+    await asyncio.wait((landed,), timeout=need.seconds)
+    return need.flight.outcome

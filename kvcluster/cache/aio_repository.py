@@ -31,19 +31,23 @@ class AsyncRepository(RepositoryBase[M]):
 
         :param session: read by this session instead, and store nothing: it sees its own changes, and perhaps an older snapshot
         """
-        if session is not None:
-            return self._instance((await self._load_with(session, [id])).get(id))
         client = self._cache.async_client
-        return self._instance(await read_async(client, self._source(client), self.wire(id), lambda: self._load_one(id)))
+        wire = self.wire(id)
+        if session is not None:
+            self._cache.count_unstored(client, [wire])
+            return self._instance((await self._load_with(session, [id])).get(id))
+        return self._instance(await read_async(client, self._source(client), wire, lambda: self._load_one(id)))
 
     async def get_many(self, ids: Iterable[Any], *, session: AsyncSession | None = None) -> dict[Any, M | None]:
         """The rows with these primary keys, by primary key: one multi-get over all nodes, and one SELECT for what is missing."""
-        wanted = [*dict.fromkeys(ids)]
+        wires = {id: self.wire(id) for id in dict.fromkeys(ids)}
+        wanted = [*wires]
         client = self._cache.async_client
         if session is not None:
+            self._cache.count_unstored(client, [*wires.values()])
             rows = await self._load_with(session, wanted)
         else:
-            flow = read_many(self._source(client), {self.wire(id): id for id in wanted}, self._load)
+            flow = read_many(self._bulk_source(client), {wire: id for id, wire in wires.items()}, self._load)
             rows = await drive_async(flow, client) if wanted else {}
         return {id: self._instance(rows.get(id)) for id in wanted}
 

@@ -36,7 +36,7 @@ def drive(flow: Flow[T], client: Client) -> T:
                 elif isinstance(need, Sleep):
                     time.sleep(need.seconds)
                 elif isinstance(need, Join):
-                    need.flight.landed.wait()
+                    need.flight.landed.wait(need.seconds)
                     result = need.flight.outcome
                 else:
                     result = client.run(need)
@@ -49,9 +49,7 @@ def drive(flow: Flow[T], client: Client) -> T:
 
 
 def _load(need: Load) -> Any:
-    if need.flight is None:
-        return need.call()
-    token = LOADING.set((*LOADING.get(), need.flight))
+    token = LOADING.set(LOADING.get() | need.keys)
     try:
         return need.call()
     finally:

@@ -4,31 +4,32 @@ A flow yields what it needs done (exchange a `Plan`, run a `Load`, `Sleep`, `Joi
 result. A short driver carries it out, one for sync and one for async, so the rules below exist once:
 
 - A miss takes a *lease*: the node creates a placeholder and tells exactly one caller (W) to load the value. That caller stores it
-  by
-  compare-and-swap against the placeholder, so a delete that came in between wins, and an old value never lands.
+  by compare-and-swap against the placeholder, so a delete that came in between wins, and an old value never lands.
 - Callers that lose poll at short intervals. One that sees the same placeholder for longer than ``takeover`` marks it stale by its
-  CAS
-  number, which exactly one caller can do, and the next meta get makes it the new winner; the old winner's fill is refused then.
+  CAS number, which exactly one caller can do, and the next meta get makes it the new winner; the old winner's fill is refused
+  then.
 - CAS numbers repeat after a node restarts, so a fill travels only over a connection that was open when its lease was won.
 - Callers in one process share one flight per key. A follower takes the leader's result only if that result is not older than the
-  follower's own question; else it asks again.
+  follower's own question; else it asks again. One that has followed for longer than ``takeover`` asks again too, and the first who
+  does leads the others, so that a leader that hangs holds nobody up.
+- Who waits for many keys is patient while any of them arrives: whoever loads them one after another is alive.
 - A node that cannot be asked is a miss that is loaded and not stored.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
+from kvcluster.cache import fork
 from kvcluster.cache.policy import Policy
 from kvcluster.codec import Codec
-from kvcluster.errors import CallerError
+from kvcluster.errors import CallerError, IllegalValue
 from kvcluster.plan import Failures, Plan, Planner
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Reply
@@ -45,10 +46,10 @@ UNMEASURED_TAKEOVER: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Call the loader; the flow is sent its result, or its exception is thrown in. ``flight`` is in `LOADING` meanwhile."""
+    """Call the loader; the flow is sent its result, or its exception is thrown in. ``keys`` are in `LOADING` meanwhile."""
 
     call: Callable[[], Any]
-    flight: Flight | None = None
+    keys: frozenset[LoadedKey]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,10 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Wait for another caller's flight; the flow is sent its `Outcome`, or None where it ended without one."""
+    """Wait for another caller's flight; the flow is sent its `Outcome`, or None where there is none after these seconds."""
 
     flight: Flight
+    seconds: float
 
 
 #: A multi-step command: yields what it needs, is sent the result, returns the command's result.
@@ -109,27 +111,25 @@ class Flight:
         callback()
 
 
-#: The flights whose loaders are running around this call: waiting for one of them would wait for ever.
-LOADING: ContextVar[tuple[Flight, ...]] = ContextVar("kvcluster_loading", default=())
-
-
 class Flights:
     """The flights under way in this process, by wire key."""
 
     def __init__(self) -> None:
-        self.start()
-        _all_flights.add(self)
+        fork.renewed(self)
 
-    def start(self) -> None:
+    def renew(self) -> None:
         """Begin without flights; in a forked child too, where the threads that would land them are not."""
         self._flights: dict[bytes, Flight] = {}
         self._lock = threading.Lock()
 
-    def join(self, wire: bytes) -> tuple[Flight, bool]:
-        """The flight for a key, and whether this caller leads it."""
+    def join(self, wire: bytes, hung: Flight | None = None) -> tuple[Flight, bool]:
+        """The flight for a key, and whether this caller leads it.
+
+        :param hung: a flight that this caller has waited for long enough
+        """
         with self._lock:
             flight = self._flights.get(wire)
-            if flight is not None:
+            if flight is not None and flight is not hung:
                 return flight, False
             self._flights[wire] = flight = Flight()
             return flight, True
@@ -154,16 +154,11 @@ class Flights:
         flight.land(outcome)
 
 
-_all_flights: weakref.WeakSet[Flights] = weakref.WeakSet()
+#: A wire key, and the flights of the cache that it belongs to.
+LoadedKey: TypeAlias = tuple[Flights, bytes]
 
-
-def _after_fork() -> None:
-    for flights in list(_all_flights):
-        flights.start()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+#: The keys whose loaders are running around this call: waiting for one of them would wait for ever.
+LOADING: ContextVar[frozenset[LoadedKey]] = ContextVar("kvcluster_loading", default=frozenset())
 
 
 class LoadTimes:
@@ -172,6 +167,10 @@ class LoadTimes:
     def __init__(self) -> None:
         self.average: float | None = None
         self.count = 0
+        fork.renewed(self)
+
+    def renew(self) -> None:
+        """Begin with a free lock; what was measured stays true in a forked child."""
         self._lock = threading.Lock()
 
     def note(self, seconds: float) -> None:
@@ -217,9 +216,11 @@ class LeaseGets(Commands):
 
     repeatable = True  # a lease that nobody heard of is taken over as a dead winner's is
 
-    def __init__(self, payload: bytes, count: int, decode: Callable[[bytes, int], Any], first: bool) -> None:
-        super().__init__(payload, count)
-        self.decode = decode
+    def __init__(self, source: Source, wires: Sequence[bytes], first: bool) -> None:
+        token = requests.opaque()
+        flags = b"v f c N%d O%b" % (round(source.policy.lease), token)
+        super().__init__(b"".join([requests.meta_get(wire, flags) for wire in wires]), len(wires), opaque=token)
+        self.decode = source.codec.decode
         self.first = first
         self.answers: list[Answer] = []
 
@@ -284,11 +285,17 @@ class Source:
 
     def asking(self, wire: bytes) -> LeaseGets:
         """The request that asks for one key for the first time."""
-        return LeaseGets(self.lease_get(wire), 1, self.codec.decode, True)
+        return LeaseGets(self, (wire,), True)
 
-    def lease_get(self, wire: bytes) -> bytes:
-        """The command that reads a key, or takes the lease on it."""
-        return requests.meta_get(wire, b"v f c N%d" % round(self.policy.lease))
+    def keys(self, wires: Iterable[bytes]) -> frozenset[LoadedKey]:
+        """Wire keys as `LOADING` holds them.
+
+        :raises CallerError: where the caller is a loader of one of them
+        """
+        keys = frozenset((self.flights, wire) for wire in wires)
+        if not keys.isdisjoint(LOADING.get()):
+            raise CallerError(f"the loader of {self.planner.namespace!r} asks for the very key that it is loading")
+        return keys
 
     def take_over(self, wire: bytes, winner: int) -> bytes:
         """The command that ends a winner's lease. Of all who send it one succeeds; the next meta get makes one the winner."""
@@ -318,13 +325,13 @@ def read_missed(source: Source, wire: bytes, load: Callable[[], Any], answer: An
 
     :param asked: when that was asked, by the source's clock
     """
+    flight: Flight | None = None
     while not answer.found:
-        flight, leads = (source.flights.lead(wire), True) if answer.won else source.flights.join(wire)
+        flight, leads = (source.flights.lead(wire), True) if answer.won else source.flights.join(wire, hung=flight)
         if leads:
             return (yield from _lead(source, wire, load, flight, answer))
-        if flight in LOADING.get():
-            raise CallerError(f"the loader of {source.planner.namespace!r} asks for the very key that it is loading")
-        outcome = yield Join(flight)
+        source.keys((wire,))
+        outcome = yield Join(flight, source.times.takeover(source.policy))
         if outcome is not None and outcome.valid_from >= asked:
             if outcome.error is not None:
                 raise outcome.error
@@ -342,7 +349,7 @@ def refresh_one(source: Source, wire: bytes, load: Callable[[], Any]) -> Flow[An
 def _ask(source: Source, wire: bytes, first: bool = True) -> Flow[Answer]:
     """Read a key or take its lease."""
     address = source.planner.address(wire)
-    asking = LeaseGets(source.lease_get(wire), 1, source.codec.decode, first)
+    asking = LeaseGets(source, (wire,), first)
     _, failures = yield Exchange(source.planner.namespace, {address: asking})
     return UNASKED if failures else asking.answers[0]
 
@@ -358,7 +365,7 @@ def _lead(source: Source, wire: bytes, load: Callable[[], Any], flight: Flight, 
                 return answer.value
         began = source.clock()
         try:
-            value, outcome = yield from _load(source, wire, load, flight, answer)
+            value, outcome = yield from _load(source, wire, load, answer)
         except Exception as error:
             outcome = Outcome(b"", 0, error, began)
             raise
@@ -387,18 +394,17 @@ def _wait(source: Source, wire: bytes, winner: int) -> Flow[tuple[float, Answer]
             delay = FIRST_POLL
 
 
-def _load(source: Source, wire: bytes, load: Callable[[], Any], flight: Flight, answer: Answer) -> Flow[tuple[Any, Outcome]]:
+def _load(source: Source, wire: bytes, load: Callable[[], Any], answer: Answer) -> Flow[tuple[Any, Outcome]]:
     """Load a value and store it against the lease, if there is one."""
     began = source.clock()
     try:
-        value = yield Load(load, flight)
+        value = yield Load(load, frozenset({(source.flights, wire)}))
         source.times.note(source.clock() - began)
         data, flags = source.encode(value)
     except GeneratorExit:
         raise
     except BaseException:
-        if answer.won:  # give the lease back, so that nobody waits for it to expire
-            yield from _send(source, {wire: requests.meta_delete(wire, b"C%d" % answer.cas)}, Commands)
+        yield from _give_back(source, {wire: answer})
         raise
     stored, filling = False, source.clock()
     if answer.cas:
@@ -408,34 +414,49 @@ def _load(source: Source, wire: bytes, load: Callable[[], Any], flight: Flight, 
     return value, Outcome(data, flags, None, filling if stored else began)
 
 
-def read_many(source: Source, arguments: Mapping[bytes, Any], load_many: Callable[[Sequence[Any]], Any]) -> Flow[dict[Any, Any]]:
+def read_many(
+    source: Source,
+    arguments: Mapping[bytes, Any],
+    load_many: Callable[[Sequence[Any]], Any] | None,
+    load_one: Callable[[Any], Any] | None = None,
+) -> Flow[dict[Any, Any]]:
     """Read many keys through: one exchange, one load for all that were won, one exchange to store them, and polls for the rest.
 
     :param arguments: the argument that each wire key stands for
     :param load_many: called with the arguments of what is missing; one that its result lacks has no value (None)
+    :param load_one: called with one argument after another instead, where there is no ``load_many``; each result is stored at once
     :returns: the values by argument
     """
     values: dict[Any, Any] = {}
     pending = dict(arguments)
     winners: dict[bytes, tuple[int, float]] = {}  # for each key that somebody else loads: the placeholder seen, and since when
-    first, delay = True, FIRST_POLL
+    first, delay, progress = True, FIRST_POLL, source.clock()
     while True:
         now = source.clock()
-        won: dict[bytes, Answer] = {}
-        overdue: dict[bytes, bytes] = {}
-        for wire, answer in (yield from _ask_many(source, list(pending), first)).items():
+        answers = yield from _ask_many(source, list(pending), first)
+        won = {wire: answer for wire, answer in answers.items() if not answer.found and not answer.lost}
+        lost = {wire: answer for wire, answer in answers.items() if answer.lost}
+        try:
+            source.keys((*won, *lost))
+        except CallerError:
+            yield from _give_back(source, won)
+            raise
+        for wire, answer in answers.items():
             if answer.found:
                 values[pending.pop(wire)] = answer.value
-            elif not answer.lost:
-                won[wire] = answer
-            elif (seen := winners.get(wire)) is None or seen[0] != answer.cas:
-                winners[wire] = (answer.cas, now)
-            elif now - seen[1] > source.times.takeover(source.policy):
-                overdue[wire] = source.take_over(wire, answer.cas)
+                progress = now
         if won:
-            values.update((yield from _load_many(source, {wire: pending.pop(wire) for wire in won}, won, load_many)))
+            winning = {wire: pending.pop(wire) for wire in won}
+            values.update((yield from _load_won(source, winning, won, load_many, load_one)))
         if not pending:
             return values
+        overdue: dict[bytes, bytes] = {}
+        for wire, answer in lost.items():
+            seen = winners.get(wire)
+            if seen is None or seen[0] != answer.cas:
+                winners[wire] = (answer.cas, now)
+            elif now - max(seen[1], progress) > source.times.takeover(source.policy):
+                overdue[wire] = source.take_over(wire, answer.cas)
         yield from _send(source, overdue, Commands)
         yield Sleep(delay)
         first, delay = False, min(delay * 1.5, LAST_POLL)
@@ -444,15 +465,36 @@ def read_many(source: Source, arguments: Mapping[bytes, Any], load_many: Callabl
 def _ask_many(source: Source, wires: Sequence[bytes], first: bool) -> Flow[dict[bytes, Answer]]:
     """Read keys or take their leases."""
     groups = source.planner.group_wires(wires)
-    asking = {
-        address: LeaseGets(b"".join([source.lease_get(wire) for wire in group]), len(group), source.codec.decode, first)
-        for address, group in groups.items()
-    }
+    asking = {address: LeaseGets(source, group, first) for address, group in groups.items()}
     _, failures = yield Exchange(source.planner.namespace, asking)
     answers: dict[bytes, Answer] = {}
     for address, group in groups.items():
         answers.update(zip(group, repeat(UNASKED) if address in failures else asking[address].answers, strict=False))
     return answers
+
+
+def _load_won(
+    source: Source,
+    arguments: Mapping[bytes, Any],
+    won: Mapping[bytes, Answer],
+    load_many: Callable[[Sequence[Any]], Any] | None,
+    load_one: Callable[[Any], Any] | None,
+) -> Flow[dict[Any, Any]]:
+    """Load what is missing, by one call or one by one, and store what there is a lease for."""
+    if load_many is not None:
+        return (yield from _load_many(source, arguments, won, load_many))
+    assert load_one is not None
+    values: dict[Any, Any] = {}
+    left = dict(won)
+    try:
+        for wire, argument in arguments.items():
+            values[argument], _ = yield from _load(source, wire, partial(load_one, argument), left.pop(wire))
+    except GeneratorExit:
+        raise
+    except BaseException:
+        yield from _give_back(source, left)
+        raise
+    return values
 
 
 def _load_many(
@@ -461,26 +503,40 @@ def _load_many(
     won: Mapping[bytes, Answer],
     load_many: Callable[[Sequence[Any]], Any],
 ) -> Flow[dict[Any, Any]]:
-    """Load what is missing by one call, and store what there is a lease for."""
+    """Load what is missing by one call, and store what there is a lease for; one value that cannot be stored raises after that."""
     began = source.clock()
-    fills: dict[bytes, bytes] = {}
     try:
-        loaded = yield Load(lambda: load_many(list(arguments.values())))
+        loaded = yield Load(lambda: load_many(list(arguments.values())), source.keys(won))
         source.times.note(source.clock() - began)
         values = {argument: loaded.get(argument) for argument in arguments.values()}
-        for wire, answer in won.items():
-            value = values[arguments[wire]]
-            data, flags = source.encode(value)
-            if answer.cas:
-                fills[wire] = source.fill(wire, data, flags, answer.cas, value is None)
     except GeneratorExit:
         raise
     except BaseException:
-        leases = {wire: requests.meta_delete(wire, b"C%d" % answer.cas) for wire, answer in won.items() if answer.won}
-        yield from _send(source, leases, Commands)
+        yield from _give_back(source, won)
         raise
+    fills: dict[bytes, bytes] = {}
+    refused: dict[bytes, Exception] = {}
+    for wire, answer in won.items():
+        value = values[arguments[wire]]
+        try:
+            data, flags = source.encode(value)
+        except Exception as error:  # a codec of the program's may raise anything
+            refused[wire] = error
+            continue
+        if answer.cas:
+            fills[wire] = source.fill(wire, data, flags, answer.cas, value is None)
     yield from _send(source, fills, Fills, opened_before=began)
+    if refused:
+        yield from _give_back(source, {wire: won[wire] for wire in refused})
+        wire, cause = next(iter(refused.items()))
+        raise IllegalValue(f"the value for {arguments[wire]!r}: {cause}") from cause
     return values
+
+
+def _give_back(source: Source, answers: Mapping[bytes, Answer]) -> Flow[None]:
+    """End the leases that were won, so that nobody waits for them to expire."""
+    leases = {wire: requests.meta_delete(wire, b"C%d" % answer.cas) for wire, answer in answers.items() if answer.won}
+    yield from _send(source, leases, Commands)
 
 
 def _send(source: Source, commands: Mapping[bytes, bytes], kind: type[Commands], **options: Any) -> Flow[dict[bytes, Reply | None]]:

@@ -6,7 +6,8 @@ a second connection inside ``after_commit`` leaves the session unusable. A rolle
 many costs a load, one too few is a stale read. For the same reason a commit that raised deletes too, since the database may have
 it.
 
-``commit()`` never raises because of the cache: the rows are in the database, and a caller that tried again would write twice.
+``commit()`` never raises because of the cache: the rows are in the database, and a caller that tried again would write twice. What
+a signal handler raises meanwhile, such as a task's time limit, is not the cache's and goes on to the caller.
 Deletes that did not reach their node are repeated in the background until they do, which is logged when it begins and when it is
 done; this client does not read from the node before.
 """
@@ -15,16 +16,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
-from kvcluster.cache.repository import RepositoryBase
+from kvcluster.cache import fork
+from kvcluster.cache.repository import RepositoryBase, maker_of
 from kvcluster.client import Client
-from kvcluster.errors import DeleteFailed
+from kvcluster.errors import DeleteFailed, IllegalKey, KvclusterError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import async_sessionmaker
@@ -47,8 +48,14 @@ class _Pending:
         self.committing = False
 
     def wires(self) -> list[bytes]:
-        """The keys of the rows, without repetition: repositories of one model share them."""
-        return [*{repository.wire(id): None for repository, id in self.rows}]
+        """The rows' keys, without repetition: repositories of one model share them. One that cannot be is left out."""
+        wires: dict[bytes, None] = {}
+        for repository, id in self.rows:
+            try:
+                wires[repository.wire(id)] = None
+            except IllegalKey as error:
+                log.error("after a commit: a row of %r was not invalidated: %s", repository, error)
+        return [*wires]
 
 
 def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[Any]) -> None:
@@ -56,8 +63,9 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
     slot = f"kvcluster:{cache.namespace}:{id(cache)}"
     slot_of_task = f"{slot}:deleting"
     retries = Retries()
-    is_async = not isinstance(session_factory, sessionmaker)
-    target: Any = session_factory if isinstance(session_factory, sessionmaker) else _own_session_class(session_factory)
+    maker = maker_of(session_factory)
+    is_async = not isinstance(maker, sessionmaker)
+    target: Any = _own_session_class(maker) if is_async else maker
 
     def note(session: Session, instance: object) -> None:
         for repository in cache.repositories.get(type(instance), ()):
@@ -99,16 +107,26 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
             cache.delete_wires(pending.wires())
         except DeleteFailed as error:
             retries.start(cache.client, error)
-        except Exception:
-            log.exception(_NOT_INVALIDATED, len(pending.rows), cache.namespace)
+        except BaseException as error:
+            if _is_the_caches(error):
+                log.exception(_NOT_INVALIDATED, len(pending.rows), cache.namespace)
+                return
+            if cache.client.missed_deletes:
+                retries.start(cache.client, error)
+            raise
 
     async def delete_async(pending: _Pending) -> None:
         try:
             await cache.delete_wires_async(pending.wires())
         except DeleteFailed as error:
             retries.start_async(cache.async_client, error)
-        except Exception:
-            log.exception(_NOT_INVALIDATED, len(pending.rows), cache.namespace)
+        except Exception as error:
+            if _is_the_caches(error):
+                log.exception(_NOT_INVALIDATED, len(pending.rows), cache.namespace)
+                return
+            if cache.async_client.missed_deletes:
+                retries.start_async(cache.async_client, error)
+            raise
 
     event.listen(target, "after_flush", after_flush)
     event.listen(target, "persistent_to_deleted", note)  # orphans too, which are in no list of the session
@@ -116,6 +134,14 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
     if is_async:
         event.listen(target, "after_commit", after_commit)
     event.listen(target, "after_transaction_end", after_transaction_end)
+
+
+def _is_the_caches(error: BaseException) -> bool:
+    """Whether an error comes from the cache, or from a fault in it: then it is this library's, or one of Python's own.
+
+    Signal handlers raise errors of other classes, or such that are no Exception.
+    """
+    return isinstance(error, KvclusterError) or (isinstance(error, Exception) and type(error).__module__ == "builtins")
 
 
 def _own_session_class(factory: async_sessionmaker[Any]) -> type[Session]:
@@ -134,13 +160,17 @@ class Retries:
     """
 
     def __init__(self) -> None:
-        self._running: dict[tuple[int, int], threading.Event] = {}  # by process and client: a forked child has no such thread
         self._tasks: dict[int, tuple[asyncio.Task[None], asyncio.Event]] = {}  # by client
+        fork.renewed(self)
+
+    def renew(self) -> None:
+        """Begin without threads; in a forked child too, which has none of its parent's."""
+        self._running: dict[int, threading.Event] = {}  # by client
         self._lock = threading.Lock()
 
-    def start(self, client: Client, error: DeleteFailed) -> None:
+    def start(self, client: Client, error: BaseException) -> None:
         """Repeat this client's failed deletes."""
-        name = (os.getpid(), id(client))
+        name = id(client)
         with self._lock:
             if name in self._running:
                 self._running[name].set()
@@ -150,22 +180,22 @@ class Retries:
         arguments = (client, name, failed_again)
         threading.Thread(target=self._repeat, args=arguments, name="kvcluster-retries", daemon=True).start()
 
-    def _repeat(self, client: Client, name: tuple[int, int], failed_again: threading.Event) -> None:
+    def _repeat(self, client: Client, name: int, failed_again: threading.Event) -> None:
         delay = _FIRST_RETRY
         while client.replay_deletes() or not self._finish(client, name):
             delay = _FIRST_RETRY if failed_again.wait(delay) else min(delay * 2, _LAST_RETRY)
             failed_again.clear()
-        log.warning("all deletes that failed after a commit have succeeded")
+        _log_end(client)
 
-    def _finish(self, client: Client, name: tuple[int, int]) -> bool:
+    def _finish(self, client: Client, name: int) -> bool:
         """End, unless a commit failed just now that has seen this thread running."""
         with self._lock:
-            if client.replay_deletes():
+            if client.missed_deletes:
                 return False
             del self._running[name]
             return True
 
-    def start_async(self, client: AsyncClient, error: DeleteFailed) -> None:
+    def start_async(self, client: AsyncClient, error: BaseException) -> None:
         """As `start`, in a task of the running loop, which ends with that."""
         loop = asyncio.get_running_loop()
         name = id(client)
@@ -188,4 +218,9 @@ class Retries:
                 failed_again.clear()
         finally:
             self._tasks.pop(name, None)
+        _log_end(client)
+
+
+def _log_end(client: Client | AsyncClient) -> None:
+    if not client.left_alone:  # else the node's state has logged what became of its deletes
         log.warning("all deletes that failed after a commit have succeeded")

@@ -79,8 +79,15 @@ class Template:
     #: The first argument's name: the one that ``get_many`` takes many of.
     many: str
 
+    #: The text with its fields nameless: templates of one shape share their keys.
+    shape: str
+
+    #: Whether there is a keyword-only ``session`` that is not part of the key.
+    takes_session: bool
+
     def __init__(self, text: str, function: Callable[..., Any], ignore: Iterable[str] = ()) -> None:
         self.text = text
+        self.function = function
         self._signature = inspect.signature(function)
         parameters = self._signature.parameters
         ignored = {*ignore, *(name for name, p in parameters.items() if name == "session" and p.kind is p.KEYWORD_ONLY)}
@@ -88,6 +95,8 @@ class Template:
             raise ConfigurationError(f"key template {text!r}: a loader cannot take *args or **kwargs")
         pieces = list(_pieces(text))
         fields = [name for _, name in pieces if name is not None]
+        self.takes_session = "session" in ignored and "session" in parameters and "session" not in fields
+        self.shape = "{}".join(_literals(pieces))
         unknown = [name for name in fields if name not in parameters]
         missing = [name for name in parameters if name not in fields and name not in ignored]
         if unknown:
@@ -115,6 +124,17 @@ class Template:
             bound.apply_defaults()
             arguments = bound.arguments
         return "".join([literal if name is None else literal + escaped(arguments[name], name) for literal, name in self._pieces])
+
+
+def _literals(pieces: Iterable[tuple[str, str | None]]) -> Iterable[str]:
+    """The texts around the fields: one more than there are fields."""
+    text = ""
+    for literal, name in pieces:
+        text += literal
+        if name is not None:
+            yield text
+            text = ""
+    yield text
 
 
 def _pieces(text: str) -> Iterable[tuple[str, str | None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from kvcluster.cache.drive import drive, read
@@ -28,30 +29,31 @@ class LoaderBase(Generic[P, R]):
     def __init__(self, cache: Cache, template: Template, function: Callable[P, Any], policy: Policy) -> None:
         functools.update_wrapper(self, function)  # type: ignore[arg-type]  # it is callable in both its kinds
         self._cache = cache
-        self._template = template
+        self.template = template
         self._function: Callable[..., Any] = function
         self._policy = policy
         self._times = LoadTimes()
+        self._bulk_times = LoadTimes()  # apart, because who waits for one key judges by how long one takes
         self._bulk: Callable[..., Any] | None = None
         self._sourced: Source | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._cache.namespace}:{self._template.text}>"
+        return f"<{type(self).__name__} {self._cache.namespace}:{self.template.text}>"
 
     @property
     def loads(self) -> int:
         """How often this process went to the source for it and came back with an answer; a bulk load is one."""
-        return self._times.count
+        return self._times.count + self._bulk_times.count
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key of a call, without the namespace.
 
         :raises IllegalKey: where an argument cannot be part of a key
         """
-        return self._template.key(args, kwargs)
+        return self.template.key(args, kwargs)
 
     def _wire(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-        return self._cache.planner.wire(self._template.key(args, kwargs))
+        return self._cache.planner.wire(self.template.key(args, kwargs))
 
     def _source(self, client: Client | AsyncClient) -> Source:
         planner = self._cache.planner_of(client)
@@ -60,14 +62,21 @@ class LoaderBase(Generic[P, R]):
             self._sourced = source = self._cache.source(client, self._policy, self._times)
         return source
 
-    def _arguments(self, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[bytes, Any]:
-        """What each wire key of a call for many stands for."""
+    def _wires(self, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[Any, bytes]:
+        """The wire key of each argument of a call for many. Two arguments may share one: an Enum's member and its value."""
         self._require_arguments()
-        return {self._wire((argument, *args), kwargs): argument for argument in dict.fromkeys(many)}
+        return {argument: self._wire((argument, *args), kwargs) for argument in dict.fromkeys(many)}
+
+    def _past(self, client: Client | AsyncClient, kwargs: Mapping[str, Any], *wires: bytes) -> bool:
+        """Whether a call goes past the cache, and is counted: it has a session, which sees what it has not committed yet."""
+        if not self.template.takes_session or kwargs.get("session") is None:
+            return False
+        self._cache.count_unstored(client, wires)
+        return True
 
     def _require_arguments(self) -> None:
-        if not self._template.many:
-            raise ConfigurationError(f"loader {self._template.text!r} takes no arguments, so there are not many of it")
+        if not self.template.many:
+            raise ConfigurationError(f"loader {self.template.text!r} takes no arguments, so there are not many of it")
 
 
 class Loader(LoaderBase[P, R]):
@@ -75,12 +84,17 @@ class Loader(LoaderBase[P, R]):
 
     Calling it reads through: a hit is one trip to one node; on a miss one caller over all processes runs the function, the others
     wait for its value.
+
+    Where the function has a keyword-only ``session``, that is no part of the key. A call that passes one goes past the cache: it
+    sees the session's own changes, and perhaps an older snapshot, and stores nothing.
     """
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         client = self._cache.client
         source = self._source(client)
-        wire = source.planner.wire(self._template.key(args, kwargs))
+        wire = source.planner.wire(self.template.key(args, kwargs))
+        if kwargs and self._past(client, kwargs, wire):
+            return self.uncached(*args, **kwargs)
         value: R = read(client, source, wire, lambda: self._function(*args, **kwargs))
         return value
 
@@ -94,17 +108,26 @@ class Loader(LoaderBase[P, R]):
 
         All nodes are asked at once. What is missing is loaded by one call of the `bulk` function, where there is one.
         """
-        arguments = self._arguments(many, args, kwargs)
+        wires = self._wires(many, args, kwargs)
+        arguments = {wire: argument for argument, wire in wires.items()}
 
-        def load_many(missing: Sequence[Any]) -> Mapping[Any, Any]:
-            if self._bulk is not None:
-                loaded: Mapping[Any, Any] = self._bulk(missing, *args, **kwargs)
-                return loaded
-            return {argument: self._function(argument, *args, **kwargs) for argument in missing}
+        def load_one(argument: Any) -> Any:
+            return self._function(argument, *args, **kwargs)
 
+        bulk = self._bulk
+        load_many = None if bulk is None else lambda missing: bulk(missing, *args, **kwargs)
         client = self._cache.client
-        values: dict[Any, R] = drive(read_many(self._source(client), arguments, load_many), client) if arguments else {}
-        return values
+        source = self._source(client)
+        values: Mapping[Any, Any] = {}
+        if self._past(client, kwargs, *arguments):
+            missing = list(arguments.values())
+            values = {argument: load_one(argument) for argument in missing} if load_many is None else load_many(missing)
+        elif arguments and load_many is not None:
+            source = replace(source, times=self._bulk_times)
+            values = drive(read_many(source, arguments, load_many), client)
+        elif arguments:
+            values = drive(read_many(source, arguments, None, load_one), client)
+        return by_argument(wires, arguments, values)
 
     def list(self, many: Iterable[Any], *args: Any, **kwargs: Any) -> list[R]:
         """As `get_many`, as a list in the order asked, without those that are None."""
@@ -130,9 +153,17 @@ class Loader(LoaderBase[P, R]):
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Load now whatever is cached, store the result, and return it."""
         client = self._cache.client
-        flow = refresh_one(self._source(client), self._wire(args, kwargs), lambda: self._function(*args, **kwargs))
+        wire = self._wire(args, kwargs)
+        if self._past(client, kwargs, wire):
+            return self.uncached(*args, **kwargs)
+        flow = refresh_one(self._source(client), wire, lambda: self._function(*args, **kwargs))
         value: R = drive(flow, client)
         return value
+
+
+def by_argument(wires: Mapping[Any, bytes], arguments: Mapping[bytes, Any], values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The values for all arguments, by argument: of those that share a key, one was asked for."""
+    return {argument: values.get(arguments[wire]) for argument, wire in wires.items()}
 
 
 def in_order(order: Sequence[Any], found: Mapping[Any, T | None]) -> list[T]:

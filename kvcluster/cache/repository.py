@@ -21,7 +21,7 @@ from kvcluster.cache.keys import escaped
 from kvcluster.cache.loader import in_order
 from kvcluster.cache.policy import Policy
 from kvcluster.codec import MSGPACK, Undecodable
-from kvcluster.errors import ConfigurationError, IllegalValue, MissingExtra
+from kvcluster.errors import ConfigurationError, IllegalKey, IllegalValue, MissingExtra
 
 try:
     from sqlalchemy import Column, ColumnElement, Select, inspect, select
@@ -70,7 +70,10 @@ class RowCodec:
         for name, value in row.items() if row else ():
             copy = back[name]  # type: ignore[index]
             if type(value) is not type(copy) or (value != copy and value == value):  # NaN is the value that does not equal itself
-                raise IllegalValue(f"row cannot be stored: {name} is {value!r} and would come back as {copy!r}")
+                raise IllegalValue(
+                    f"row cannot be stored: the {type(value).__name__} in column {name} would come back as another value "
+                    f"({type(copy).__name__})"
+                )
         return data, MSGPACK
 
     def decode(self, data: bytes, flags: int) -> dict[str, Any] | None:
@@ -101,6 +104,7 @@ class RepositoryBase(Generic[M]):
         self._cache = cache
         self._policy = policy
         self._times = LoadTimes()
+        self._bulk_times = LoadTimes()  # apart, because who waits for one row judges by how long one takes
         # Expressions are left out, for they may depend on other rows; asking an instance for one raises, as for a deferred column.
         loaded = [each for each in mapper.column_attrs if isinstance(each.columns[0], Column) and not each.deferred]
         columns = {each.key: each.columns[0] for each in loaded}
@@ -109,6 +113,7 @@ class RepositoryBase(Generic[M]):
         self._columns = [getattr(model, name) for name in columns]
         self.identifier = mapper.get_property_by_column(mapper.primary_key[0]).key
         self._identity = getattr(model, self.identifier)
+        self._kind = _plain_type(mapper.primary_key[0])
         self._codec = RowCodec({name: _python_type(column) for name, column in columns.items()})
         self._mapper = mapper
 
@@ -118,7 +123,7 @@ class RepositoryBase(Generic[M]):
     @property
     def loads(self) -> int:
         """How often this process went to the source for it and came back with an answer; a bulk load is one."""
-        return self._times.count
+        return self._times.count + self._bulk_times.count
 
     def identifiers_of(self, instance: object) -> set[Any]:
         """The primary keys that an instance's row has and had, while it is being flushed."""
@@ -128,12 +133,19 @@ class RepositoryBase(Generic[M]):
     def wire(self, id: Any) -> bytes:
         """The key of a row, as its node stores it.
 
-        :raises IllegalKey: where a primary key cannot be part of a key
+        :raises IllegalKey: where a primary key cannot be part of a key, or is not of its column's type: the database may find a
+            row by ``"1"``, whose key is that of 1
         """
+        kind = self._kind
+        if not isinstance(id, kind) or (kind is int and isinstance(id, bool)):
+            raise IllegalKey(f"{self.model.__name__}.{self.identifier} must be {kind.__name__}, not {type(id).__name__}: {id!r}")
         return self._cache.planner.wire(f"{self.model.__name__}:{escaped(id, self.identifier)}")
 
     def _source(self, client: Client | AsyncClient) -> Source:
         return self._cache.source(client, self._policy, self._times, self._codec)
+
+    def _bulk_source(self, client: Client | AsyncClient) -> Source:
+        return self._cache.source(client, self._policy, self._bulk_times, self._codec)
 
     def _query(self, ids: Sequence[Any]) -> Select[Any]:
         return select(*self._columns).where(self._identity == ids[0] if len(ids) == 1 else self._identity.in_(ids))
@@ -167,19 +179,23 @@ class Repository(RepositoryBase[M]):
 
         :param session: read by this session instead, and store nothing: it sees its own changes, and perhaps an older snapshot
         """
-        if session is not None:
-            return self._instance(self._load_with(session, [id]).get(id))
         client = self._cache.client
-        return self._instance(read(client, self._source(client), self.wire(id), lambda: self._load([id]).get(id)))
+        wire = self.wire(id)
+        if session is not None:
+            self._cache.count_unstored(client, [wire])
+            return self._instance(self._load_with(session, [id]).get(id))
+        return self._instance(read(client, self._source(client), wire, lambda: self._load([id]).get(id)))
 
     def get_many(self, ids: Iterable[Any], *, session: Session | None = None) -> dict[Any, M | None]:
         """The rows with these primary keys, by primary key: one multi-get over all nodes, and one SELECT for what is missing."""
-        wanted = [*dict.fromkeys(ids)]
+        wires = {id: self.wire(id) for id in dict.fromkeys(ids)}
+        wanted = [*wires]
         client = self._cache.client
         if session is not None:
+            self._cache.count_unstored(client, [*wires.values()])
             rows = self._load_with(session, wanted)
         else:
-            flow = read_many(self._source(client), {self.wire(id): id for id in wanted}, self._load)
+            flow = read_many(self._bulk_source(client), {wire: id for id, wire in wires.items()}, self._load)
             rows = drive(flow, client) if wanted else {}
         return {id: self._instance(rows.get(id)) for id in wanted}
 
@@ -208,10 +224,31 @@ class Repository(RepositoryBase[M]):
         return self._rows(session.execute(self._query(ids)))
 
 
+def maker_of(factory: Any) -> Any:
+    """The ``sessionmaker`` or ``async_sessionmaker`` that a factory is, or that a ``scoped_session`` calls.
+
+    :raises ConfigurationError: for any other callable, of which it is not known whether its sessions are to be awaited
+    """
+    maker = getattr(factory, "session_factory", factory)
+    if isinstance(maker, sessionmaker):
+        return maker
+    from sqlalchemy.ext.asyncio import async_sessionmaker  # here, because it needs greenlet, and says so where that is missing
+
+    if isinstance(maker, async_sessionmaker):
+        return maker
+    raise ConfigurationError(f"session_factory must be a sessionmaker or an async_sessionmaker, not {factory!r}")
+
+
+def _plain_type(column: ColumnElement[Any]) -> type[Any]:
+    """A column's Python type; object where its type names none."""
+    try:
+        return column.type.python_type
+    except NotImplementedError:
+        return object
+
+
 def _python_type(column: ColumnElement[Any]) -> Any:
     """What a column's values decode to: its type's Python type, or anything msgpack holds where it names none."""
-    try:
-        kind = column.type.python_type
-    except NotImplementedError:
-        return Any
-    return Any if kind in (dict, list) else kind | None  # JSON holds anything; any column may be NULL, whatever is declared
+    kind = _plain_type(column)
+    # JSON holds anything; any column may be NULL, whatever is declared.
+    return Any if kind in (object, dict, list) else kind | None

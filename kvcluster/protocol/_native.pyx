@@ -120,7 +120,7 @@ cdef object shown(const char *at, const char *stop):
 cdef class Reply:
     """The reply to one meta command; see `kvcluster.protocol._pure.Reply`."""
 
-    cdef public object status, value, flags, cas, ttl, size
+    cdef public object status, value, flags, cas, ttl, size, opaque
     cdef public bint won, taken, stale
 
     def __cinit__(self, status):
@@ -129,6 +129,7 @@ cdef class Reply:
         self.cas = 0
         self.ttl = -1
         self.size = 0
+        self.opaque = b""
 
     def __repr__(self):
         return PureReply.__repr__(self)
@@ -191,6 +192,8 @@ cdef int read_flags(Reply reply, const char *at, const char *stop) except -1:
                 reply.ttl = value
             else:
                 reply.size = value
+        elif letter == c'O':
+            reply.opaque = first[1:at - first]
         elif at - first == 1:
             if letter == c'W':
                 reply.won = True

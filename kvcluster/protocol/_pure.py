@@ -43,10 +43,10 @@ class Reply:
     ``status`` is its first word (``VA HD EN NF NS EX MN``), or the whole line of a ``SERVER_ERROR`` or ``CLIENT_ERROR``.
     ``value`` is the data of a VA. The rest are the flags it came with, where it did: ``flags`` (client flags), ``cas``, ``ttl``
     in seconds (-1: no expiry), ``size`` in bytes; ``won`` (W: this caller is to refill the item), ``taken`` (Z: somebody else
-    is), ``stale`` (X).
+    is), ``stale`` (X); ``opaque`` (O: what the command bore).
     """
 
-    __slots__ = ("cas", "flags", "size", "stale", "status", "taken", "ttl", "value", "won")
+    __slots__ = ("cas", "flags", "opaque", "size", "stale", "status", "taken", "ttl", "value", "won")
 
     def __init__(self, status: str) -> None:
         self.status = status
@@ -58,6 +58,7 @@ class Reply:
         self.won = False
         self.taken = False
         self.stale = False
+        self.opaque = b""
 
     def __repr__(self) -> str:
         fields = ((name, getattr(self, name)) for name in ("value", "flags", "cas", "ttl", "size", "won", "taken", "stale"))
@@ -311,6 +312,8 @@ def read_flags(reply: Reply, text: bytes) -> None:
                 reply.ttl = number
             else:
                 reply.size = number
+        elif letter == b"O":
+            reply.opaque = rest
         elif token == b"W":
             reply.won = True
         elif token == b"Z":

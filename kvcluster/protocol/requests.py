@@ -10,11 +10,15 @@ A key travels in one of three forms, and no two keys share one:
 - longer: 217 bytes of the key, ``~``, and 32 hex digits of its BLAKE2b digest. A caller's own key of exactly that shape is digested
   too, so that it cannot meet the long key it imitates.
 
+A request whose replies could be taken for another's bears an opaque token, which a node repeats in each reply that is not a plain
+miss (EN) or an error line. A connection that once got a reply too many would else hand out every later one to the wrong caller.
+
 Nothing else of a caller's reaches a protocol line: numbers are formatted from ints, values are counted.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
@@ -147,6 +151,14 @@ def meta_arithmetic(wire: bytes, delta: int, mode: bytes) -> bytes:
     return b"ma %b M%b D%d v%b\r\n" % (key, mode, delta, b)
 
 
+_numbers = itertools.count(1)
+
+
+def opaque() -> bytes:
+    """A token that no other request of this process bears, for the meta flag ``O``."""
+    return b"%x" % next(_numbers)
+
+
 NOOP: Final = b"mn\r\n"
 
 
@@ -184,6 +196,7 @@ class Fetch:
     deletes: Sequence[bytes] = ()
     opened_before: float | None = None
     repeatable = True
+    misplaced = False  # values tell their keys, and the reader compares them
 
     def __init__(
         self,
@@ -236,21 +249,30 @@ class Commands:
     ``owed`` is 1 where the payload ends in a no-op whose reply nobody waits for (``noreply``): the connection reads up to it before
     it is used again. ``deletes`` are the keys that the commands delete; a node that could not be told must be told later.
     ``opened_before`` restricts the exchange to a connection opened before that moment (see `kvcluster.transport`). A ``repeatable``
-    request has the same effect when it is sent twice.
+    request has the same effect when it is sent twice. ``opaque`` is the token that all its commands bear; empty where they bear
+    none.
     """
 
-    __slots__ = ("count", "deletes", "opened_before", "owed", "payload", "replies")
+    __slots__ = ("count", "deletes", "opaque", "opened_before", "owed", "payload", "replies")
 
     repeatable = False
 
     def __init__(
-        self, payload: bytes, count: int, *, owed: int = 0, deletes: Sequence[bytes] = (), opened_before: float | None = None
+        self,
+        payload: bytes,
+        count: int,
+        *,
+        owed: int = 0,
+        deletes: Sequence[bytes] = (),
+        opened_before: float | None = None,
+        opaque: bytes = b"",
     ) -> None:
         self.payload = payload
         self.count = count
         self.owed = owed
         self.deletes = deletes
         self.opened_before = opened_before
+        self.opaque = opaque
         self.replies: list[Reply] = []
 
     def reset(self) -> None:
@@ -261,6 +283,14 @@ class Commands:
         """Count what the replies say. Here: only refusals."""
         if self.confirmed < len(self.replies):
             counters.errors += sum(" " in reply.status for reply in self.replies)
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether a reply among them answers another request."""
+        opaque = self.opaque
+        return bool(opaque) and any(
+            reply.opaque != opaque and reply.status != "EN" and " " not in reply.status for reply in self.replies
+        )
 
     @property
     def confirmed(self) -> int:
@@ -279,8 +309,8 @@ class Stores(Commands):
 
     __slots__ = ("probe",)
 
-    def __init__(self, payload: bytes, count: int, *, owed: int = 0, opened_before: float | None = None, probe: int = -1) -> None:
-        super().__init__(payload, count, owed=owed, opened_before=opened_before)
+    def __init__(self, payload: bytes, count: int, *, probe: int = -1, **options: Any) -> None:
+        super().__init__(payload, count, **options)
         self.probe = probe
 
     def settle(self, counters: Counters) -> None:
@@ -295,6 +325,13 @@ class Deletes(Commands):
     __slots__ = ()
 
     repeatable = True
+
+    @classmethod
+    def of(cls, wires: Sequence[bytes]) -> Deletes:
+        """The deletes of these keys."""
+        token = opaque()
+        flags = b"O" + token
+        return cls(b"".join([meta_delete(wire, flags) for wire in wires]), len(wires), deletes=wires, opaque=token)
 
     @property
     def refusal(self) -> str | None:
@@ -322,8 +359,9 @@ class Lookups(Commands):
         decode: Callable[[bytes, int], object],
         values: dict[Any, Any],
         tokens: bool = False,
+        opaque: bytes = b"",
     ) -> None:
-        super().__init__(payload, len(wires))
+        super().__init__(payload, len(wires), opaque=opaque)
         self.wires = wires
         self.names = names
         self.decode = decode

@@ -8,7 +8,7 @@ A node that is silent for longer than ``timeout`` while replies are due loses th
 node's timeout, and the node is judged by it once. While the socket's buffer is full nothing more is written, so a slow node slows
 its callers instead of filling memory.
 
-All of it runs in one event loop. A client used in another loop opens new connections there.
+All of it runs in one event loop. A client used in another loop, once the first has ended, opens new connections there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, cast
 
-from kvcluster.errors import BadReply, CommandRefused, KvclusterError, NodeDown, NodeTimeout, NodeUnreachable, PoolTimeout
+from kvcluster.errors import (
+    BadReply,
+    CommandRefused,
+    ConfigurationError,
+    KvclusterError,
+    NodeDown,
+    NodeTimeout,
+    NodeUnreachable,
+    PoolTimeout,
+)
 from kvcluster.plan import Planner
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Malformed, Reader
@@ -210,6 +219,8 @@ class AsyncConnection(asyncio.BufferedProtocol):
             request.reset()
             self._reader.begin(request)
             return
+        if request.misplaced:
+            raise Malformed("an answer to another request than the one that waits")
         self._due.popleft()
         received = self._received
         if self._due:
@@ -406,6 +417,8 @@ class AsyncEndpoint:
                         raise PoolTimeout(self.address, "no connection is left from before the lease was won")
                 except KvclusterError as error:
                     self.state.failed_call(request, namespace)
+                    if isinstance(error, ConfigurationError):
+                        raise
                     return error
                 submitted = (connection, connection.submit(request, namespace))
             connection, future = submitted
@@ -439,9 +452,10 @@ class AsyncEndpoint:
 
         However many callers wait, there is one attempt. It goes on when they are cancelled.
         """
+        loop = asyncio.get_running_loop()
+        self._check_loop(loop)
         if not self.state.ready:
             self.state.admit()
-        loop = asyncio.get_running_loop()
         preparing = self._preparing
         if preparing is None or preparing.done() or preparing.get_loop() is not loop:
             self._preparing = preparing = loop.create_task(self._prepare(loop))
@@ -450,6 +464,15 @@ class AsyncEndpoint:
         if preparing.cancelled():
             raise NodeDown(self.address, "the client was closed")
         return preparing.result()
+
+    def _check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Refuse a second loop while the first one runs, in another thread: what it waits for could only be taken from it."""
+        connection, preparing = self._connection, self._preparing
+        owners = [connection.loop] if connection is not None and connection.failure is None else []
+        if preparing is not None and not preparing.done():
+            owners.append(preparing.get_loop())
+        if any(owner is not loop and owner.is_running() for owner in owners):
+            raise ConfigurationError("this AsyncClient is in use by another running event loop; make one for each loop")
 
     async def _prepare(self, loop: asyncio.AbstractEventLoop) -> AsyncConnection:
         connection = self._connection

@@ -114,6 +114,8 @@ class Connection:
         """Count a request whose replies were read."""
         if self.reader.excess:
             raise BadReply(self.address, "sent more than was asked for")
+        if request.misplaced:
+            raise BadReply(self.address, "answered another request than the one that waits")
         counters = self.tally(namespace)
         counters.bytes_written += len(request.payload)
         counters.bytes_read += received
@@ -212,19 +214,29 @@ def dial(
     if node.socket_path is not None:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         return _connected(stream, node.socket_path, connect_timeout, timeout)
+    try:
+        addresses = socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError(f"{node.host!r} is no host's name: {error}") from None
     last: OSError = OSError("no address")
-    for family, _, _, _, address in socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM):
+    for family, _, _, _, address in addresses:
         try:
-            stream = socket.socket(family, socket.SOCK_STREAM)
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if keepalive is not None:
-                keep_alive(stream, keepalive)
-            if tls is not None:
-                stream = tls.wrap_socket(stream, server_hostname=node.host)
-            return _connected(stream, address, connect_timeout, timeout)
+            return _connected(_socket(node, family, keepalive, tls), address, connect_timeout, timeout)
         except OSError as error:
             last = error
     raise last
+
+
+def _socket(node: Node, family: int, keepalive: KeepaliveOpts | None, tls: ssl.SSLContext | None) -> socket.socket:
+    stream = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if keepalive is not None:
+            keep_alive(stream, keepalive)
+        return stream if tls is None else tls.wrap_socket(stream, server_hostname=node.host)
+    except BaseException:
+        stream.close()
+        raise
 
 
 def _connected(stream: socket.socket, address: object, connect_timeout: float, timeout: float) -> socket.socket:
@@ -233,7 +245,7 @@ def _connected(stream: socket.socket, address: object, connect_timeout: float, t
         stream.connect(address)  # type: ignore[arg-type]
         stream.settimeout(blocking_timeout(stream, timeout))
         if stream.gettimeout() is None:
-            limit = _TIMEVAL.pack(int(timeout), int(timeout % 1 * 1_000_000))
+            limit = _TIMEVAL.pack(*divmod(max(1, round(timeout * 1_000_000)), 1_000_000))  # 0 would mean "for ever"
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
     except BaseException:

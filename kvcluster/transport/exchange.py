@@ -41,12 +41,17 @@ def exchange(endpoints: Mapping[str, Endpoint], plan: Plan[Any], seconds: float)
             error = endpoints[address].exchange(request, plan.namespace)
             return {address: error} if error is not None else {}
     deadline = time.monotonic() + seconds
-    first = _Scatter(endpoints, requests, plan.namespace, deadline)
-    first.run()
-    if first.again:
-        second = _Scatter(endpoints, first.again, plan.namespace, deadline, repeated=True)
-        second.run()
-        first.failures.update(second.failures)
+    try:
+        first = _Scatter(endpoints, requests, plan.namespace, deadline)
+        first.run()
+        if first.again:
+            second = _Scatter(endpoints, first.again, plan.namespace, deadline, repeated=True)
+            second.run()
+            first.failures.update(second.failures)
+    except BaseException:
+        for address, request in requests.items():
+            endpoints[address].interrupted(request, plan.namespace)
+        raise
     return first.failures
 
 

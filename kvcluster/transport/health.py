@@ -54,11 +54,6 @@ class Health:
         self._probing = False
         return came_up
 
-    @property
-    def suspect(self) -> bool:
-        """Whether the last exchange failed although the node is not down yet."""
-        return self._timeouts > 0
-
     def claim_probe(self, now: float) -> bool:
         """Whether this caller is to probe the node now; others are refused while the probe can still be running."""
         if self.up or now < self._probe_at:

@@ -75,6 +75,13 @@ class Endpoint:
 
     def exchange(self, request: Request, namespace: str) -> KvclusterError | None:
         """Exchange a request. A failure is counted and returned, not raised."""
+        try:
+            return self._exchange(request, namespace)
+        except BaseException:
+            self.interrupted(request, namespace)
+            raise
+
+    def _exchange(self, request: Request, namespace: str) -> KvclusterError | None:
         repeated = False
         while True:
             try:
@@ -115,6 +122,11 @@ class Endpoint:
         if isinstance(error, NodeUnreachable | NodeTimeout):
             self._drop_idle()
         return error
+
+    def interrupted(self, request: Request, namespace: str) -> None:
+        """Keep the deletes of an exchange that something else than a failure ended: a signal's exception, a greenlet's timeout."""
+        if isinstance(request, Deletes) and len(request.replies) < request.count:
+            self.state.failed_call(request, namespace)
 
     # -- connections
 
@@ -265,10 +277,10 @@ class Endpoint:
             with self._lock:
                 self._opening -= 1
                 if connection is not None:
+                    connection.expired = self.retired
                     self._open.add(connection)
                 else:
                     self._serve()
-        connection.expired = self.retired
         return connection
 
     def _close(self, connection: Connection) -> None:

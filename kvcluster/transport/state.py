@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Final
 
 from kvcluster.errors import BadReply, KvclusterError, NodeDown, NodeTimeout, NodeUnreachable
-from kvcluster.protocol import requests
 from kvcluster.protocol.requests import Deletes, Request
 from kvcluster.stats.counters import Counters
 from kvcluster.transport.health import Health
@@ -75,13 +74,18 @@ class NodeState:
         """How many deletes the node is still owed."""
         return len(self._missed)
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether the node is left alone for good, because it is owed too many deletes."""
+        return self._overflowed
+
     def missed_batch(self, most: int = _REPLAY_BATCH) -> tuple[Deletes, int] | None:
         """The next deletes to send before anything else, and the number that `replayed` wants; or None."""
         with self._lock:
             wires = list(islice(self._missed, most))
             if not wires:
                 return None
-            return Deletes(b"".join(map(requests.meta_delete, wires)), len(wires), deletes=wires), self._failures
+            return Deletes.of(wires), self._failures
 
     def replayed(self, wires: Iterable[bytes], number: int) -> None:
         """Note that these deletes have reached the node. One that failed again meanwhile stays."""
@@ -128,12 +132,6 @@ class NodeState:
             probe = self._health.seconds_to_probe(now)
         if went_down:
             log.warning("node %s is down (%s): its keys miss for this client, next probe in %.1f s", self.address, error, probe)
-
-    def refused_delete(self, wires: Sequence[bytes]) -> None:
-        """Keep deletes of which it is unknown whether the node was told."""
-        with self._lock:
-            self._miss(wires)
-            self.ready = False
 
     def _miss(self, wires: Sequence[bytes]) -> None:
         if self._overflowed:

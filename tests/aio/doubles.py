@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -25,6 +26,18 @@ def memory_addresses(count: int) -> list[str]:
 def patient(addresses: Iterable[str], **settings: Any) -> AsyncClient:
     """A client that waits long."""
     return AsyncClient(list(addresses), **{"timeout": PATIENT, "connect_timeout": PATIENT} | settings)
+
+
+def answers(data: bytes) -> bytes:
+    """The replies of an empty node to deletes, which it confirms, and to classic reads."""
+    return b"".join(
+        b"END\r\n" if line.startswith(b"get") else b"HD" + line[line.rindex(b" O") :] + b"\r\n" for line in data.splitlines()
+    )
+
+
+def without_opaque(data: bytes) -> bytes:
+    """Commands without their opaque tokens, which differ from run to run."""
+    return re.sub(rb" O[0-9a-f]+", b"", data)
 
 
 class Recording(AsyncClient):

@@ -12,7 +12,7 @@ import pytest
 from kvcluster import AsyncClient
 from kvcluster.testing.plugin import NodeFactory
 from kvcluster.testing.proxy import FaultProxy
-from tests.aio.doubles import Peer, ScriptedNode, patient
+from tests.aio.doubles import Peer, ScriptedNode, answers, patient, without_opaque
 from tests.aio.loops import Loops, turns, until
 
 
@@ -174,7 +174,7 @@ def test_a_cancelled_delete_is_sent_before_the_next_call(run: Loops, moment: str
             if b"md k" in data and peer.number == 0 and moment == "under way":
                 peer.transport.abort()  # the node was not told
             else:
-                peer.transport.write(b"HD\r\n" * data.count(b"md ") + b"END\r\n" * data.count(b"get "))
+                peer.transport.write(answers(data))
 
         async with ScriptedNode(answer) as node, patient([node.address]) as client:
             if moment == "under way":
@@ -187,7 +187,7 @@ def test_a_cancelled_delete_is_sent_before_the_next_call(run: Loops, moment: str
             assert "1 missed deletes" in repr(client)
             await client.get("k")
             assert await client.get("k") is None
-            assert node.peers[-1].received in (b"md k\r\nget k\r\n", b"md k\r\nget k\r\nget k\r\n")
+            assert without_opaque(node.peers[-1].received) in (b"md k\r\nget k\r\n", b"md k\r\nget k\r\nget k\r\n")
             assert "0 missed deletes" in repr(client)
 
     run(main)

@@ -10,10 +10,10 @@ import pytest
 from kvcluster import AsyncClient, Client
 
 # A subscript cannot be awaited, and `with` is `async with`.
-ONLY_SYNC = {"__getitem__", "__setitem__", "__delitem__", "__enter__", "__exit__"}
+ONLY_SYNC = {"__getitem__", "__setitem__", "__contains__", "__delitem__", "__enter__", "__exit__"}
 ONLY_ASYNC = {"__aenter__", "__aexit__"}
 # What needs no node, and the endpoint that is no caller's business.
-NOT_AWAITED = {"from_url", "topology", "planner", "set_nodes", "statistics", "__init__", "__repr__"}
+NOT_AWAITED = {"from_url", "topology", "planner", "set_nodes", "statistics", "count_unstored", "__init__", "__repr__"}
 
 
 def members(of: type) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from kvcluster.stats.counters import Counters
 from kvcluster.testing.clock import Clock
 from kvcluster.topology import Node
 
+_OPAQUE = re.compile(rb" O[0-9a-f]+(?=[ \r])")
 POLICY = Policy(ttl=100, jitter=0, takeover=1.0)
 
 
@@ -52,9 +54,9 @@ class Hand:
 
     @property
     def sends(self) -> dict[str, bytes]:
-        """The bytes to be sent now, by node."""
+        """The bytes to be sent now, by node, without the opaque tokens, which no two requests share."""
         assert isinstance(self.need, Plan), self.need
-        return {address: request.payload for address, request in self.need.requests.items()}
+        return {address: _OPAQUE.sub(b"", request.payload) for address, request in self.need.requests.items()}
 
     @property
     def wire(self) -> bytes:
@@ -108,4 +110,11 @@ class Hand:
         assert self.need.flight.landed.is_set()
         outcome = self.need.flight.outcome
         self._step(lambda: self.flow.send(outcome))
+        return self
+
+    def joins_in_vain(self) -> Hand:
+        """Go on after the flight that the flow waits for has not landed in time."""
+        assert isinstance(self.need, Join), self.need
+        assert not self.need.flight.landed.is_set()
+        self._step(lambda: self.flow.send(None))
         return self

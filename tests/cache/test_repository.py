@@ -222,7 +222,8 @@ def test_the_keys_name_and_the_columns_name_need_not_be_the_attributes(cache: Ca
 def test_a_string_does_not_spoil_the_key_of_the_number(cache: Cache, sessions: Sessions, people: None) -> None:
     """SQLite finds the row of "1" too, under another id than was asked for."""
     users: Any = cache.repository(User, sessions)
-    users.get("1")
+    with pytest.raises(IllegalKey, match="must be int, not str"):
+        users.get("1")
     assert users.get(1).name == "user 1"
 
 

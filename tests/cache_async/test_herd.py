@@ -74,12 +74,11 @@ def test_one_error_for_all_who_waited(cache: Cache, run: Run) -> None:
     assert loads == [1]
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["one cache", "two caches"])
-def test_threads_and_tasks_share_the_loads(nodes: list[RunningNode], run: Run, apart: bool) -> None:
-    """Each face has its own function of the same key; with a cache for each, only the nodes know of both."""
+def test_threads_and_tasks_share_the_loads(nodes: list[RunningNode], run: Run) -> None:
+    """Each face has its own function of the same key and a cache for it, so that only the nodes know of both."""
     url = f"memcached://{','.join(addresses(nodes))}?timeout={PATIENT}&connect_timeout={PATIENT}"
     ours = Cache("shop", ttl="10m")
-    theirs = Cache("shop", ttl="10m") if apart else ours
+    theirs = Cache("shop", ttl="10m")
     for cache in (ours, theirs):
         cache.connect(url)
     keys, loads = range(8), []
@@ -120,10 +119,13 @@ def test_a_blocking_call_in_the_loop_does_not_wait_for_a_task_of_that_loop(
     cache: Cache, nodes: list[RunningNode], run: Run
 ) -> None:
     """It cannot: the task goes on only when it has returned."""
-    cache.connect(f"memcached://{','.join(addresses(nodes))}?timeout={PATIENT}&connect_timeout={PATIENT}")
+    url = f"memcached://{','.join(addresses(nodes))}?timeout={PATIENT}&connect_timeout={PATIENT}"
+    cache.connect(url)
+    same = Cache(cache.namespace, ttl="10m")
+    same.connect(url)
     go = asyncio.Event()
     started: list[int] = []
-    blocking = cache.loader("row:{n}")(lambda n: "blocking")
+    blocking = same.loader("row:{n}")(lambda n: "blocking")
 
     @cache.loader("row:{id}")
     async def load(id: int) -> str:
@@ -145,7 +147,7 @@ def test_a_blocking_call_in_the_loop_does_not_wait_for_a_task_of_that_loop(
     try:
         assert run(main) == ("blocking", "awaited")
     finally:
-        cache.client.close()
+        same.client.close()
 
 
 # -- processes
@@ -248,7 +250,7 @@ def test_each_kind_of_call_names_what_it_needs(nodes: list[RunningNode], run: Ru
         return id
 
     cache = Cache("shop", ttl="10m")
-    blocking, awaited = cache.loader("row:{id}")(load), cache.loader("row:{id}")(load_async)
+    blocking, awaited = cache.loader("row:{id}")(load), cache.loader("line:{id}")(load_async)
 
     async def calls() -> list[str]:
         found = []
@@ -284,3 +286,49 @@ def test_what_is_no_client_at_all() -> None:
     for target in (42, object(), ["127.0.0.1:11211"]):
         with pytest.raises(ConfigurationError, match="a URL, a Client or an AsyncClient"):
             Cache("shop", ttl="10m").connect(target)  # type: ignore[arg-type]
+
+
+def test_one_cache_in_two_loops_at_once(nodes: list[RunningNode]) -> None:
+    cache = Cache("shop", ttl="10m")
+    cache.connect(f"memcached://{','.join(addresses(nodes))}?timeout={PATIENT}&connect_timeout={PATIENT}")
+    loads: list[int] = []
+    gate = threading.Barrier(2)
+
+    @cache.loader("row:{id}")
+    async def load(id: int) -> int:
+        loads.append(id)
+        return id
+
+    async def main() -> None:
+        gate.wait(30)
+        async with cache.async_client as client:
+            for number in range(200):
+                assert await load(number % 20) == number % 20
+                await asyncio.sleep(0)
+            gate.wait(30)
+            assert client.statistics().total.errors == 0
+            assert cache.async_client is client
+
+    with ThreadPoolExecutor(2) as pool:
+        for ended in [pool.submit(asyncio.run, main()) for _ in range(2)]:
+            ended.result(60)
+    assert set(loads) == set(range(20))
+    assert len(loads) <= 40
+
+
+async def name_in(session: object) -> str:
+    return "of a session" if session is not None else "committed"
+
+
+def test_what_an_open_session_sees_is_not_stored(cache: Cache, client: AsyncClient, run: Run) -> None:
+    @cache.loader("name:{id}")
+    async def name(id: int, *, session: object = None) -> str:
+        return await name_in(session)
+
+    async def main() -> None:
+        assert await name(1, session="any") == await name.refresh(1, session="any") == "of a session"
+        assert await name.get_many([1, 2], session="any") == {1: "of a session", 2: "of a session"}
+        assert client.statistics().namespaces["shop"].unstored == 4
+        assert await name(1) == "committed"
+
+    run(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -131,7 +132,12 @@ def test_flags_that_memcached_cannot_hold(flags: Any) -> None:
 
 def test_a_value_that_only_the_server_finds_too_large(alone: Cluster) -> None:
     client, value = alone.client(item_size_max=8 << 20), b"x" * (2 << 20)
-    for command in (client.set, client.add, client.replace):
+
+    def replace(key: str, value: bytes) -> None:
+        client.set(key, b"small")
+        client.replace(key, value)
+
+    for command in (client.set, client.add, replace):
         with pytest.raises(IllegalValue, match="too large for node") as caught:
             command("k", value)
         assert alone.addresses[0] in str(caught.value)
@@ -198,3 +204,37 @@ def test_set_nodes_refuses_the_same_and_changes_nothing(nodes: Any) -> None:
             client.set_nodes(nodes)
         assert [node.address for node in client.topology.nodes] == addresses
         assert client.get("k") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"item_size_max": "1m"}, "item_size_max must be an integer"),
+        ({"item_size_max": 0}, "item_size_max must be an integer"),
+        ({"codec": 5}, "codec must have"),
+        ({"prefix": "\ud800"}, "prefix must be encodable"),
+    ],
+)
+def test_settings_are_checked_when_the_client_is_made(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(CallerError, match=words):
+        Client("h", **settings)
+
+
+def test_a_ttl_beyond_memcacheds_clock() -> None:
+    """At a time of 2**31 - 4e8, what ends at 2**31 or later would be stored as if it had expired."""
+    planner = dataclasses.replace(Client("h").planner, clock=lambda: 2.0**31 - 4e8)
+    assert planner.ttl(4e8 - 1) == 2**31 - 1
+    for late in (4e8, 9e8, 2**31):
+        with pytest.raises(CallerError, match="expire must be over by 2147483647"):
+            planner.ttl(late)
+
+
+@pytest.mark.parametrize("call", ["get_many", "gets_many", "delete_many"])
+@pytest.mark.parametrize("keys", ["abc", b"abc"])
+def test_one_key_where_several_are_wanted(call: str, keys: str | bytes) -> None:
+    with Client.from_url("memory://several") as client:
+        client.set_many({"a": 1, "b": 2, "c": 3})
+        with pytest.raises(IllegalKey, match="keys must be several keys"):
+            getattr(client, call)(keys)
+        assert "a" in client
+        assert "d" not in client

@@ -141,3 +141,18 @@ def test_statistics_count_a_placeholder_as_one_miss(alone: Cluster, alone_client
     alone_client.get_many(["k", "absent"])
     total = alone_client.statistics().total
     assert (total.hits, total.misses, total.errors) == (0, 3, 0)
+
+
+@pytest.mark.parametrize("noreply", [False, True])
+@pytest.mark.parametrize("command", ["replace", "append", "prepend"])
+def test_a_placeholder_is_never_written_to(alone: Cluster, alone_client: Any, command: str, noreply: bool) -> None:
+    take_lease(alone, "k")
+    before = alone.ask(b"mg k v s c\r\n")
+    assert getattr(alone_client, command)("k", b"JUNK", noreply=noreply) is noreply
+    assert alone.ask(b"mg k v s c\r\n") == before  # the very item, never another one meanwhile
+
+
+def test_add_without_an_answer_replaces_a_placeholder_too(alone: Cluster, alone_client: Any) -> None:
+    take_lease(alone, "k")
+    assert alone_client.add("k", b"value", noreply=True) is True
+    assert alone_client.get("k") == b"value"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kvcluster.protocol import requests
 from kvcluster.stats.counters import Counts
 from tests.client.cluster import Cluster
 
@@ -44,13 +45,15 @@ def test_every_command_is_counted(client: Any) -> None:
     assert total.hit_rate == 5 / 9
 
 
-def test_bytes_are_those_of_the_node(alone: Cluster) -> None:
+def test_bytes_are_those_of_the_node(alone: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "opaque", lambda: b"7f")
     client = alone.client()
     client.set("key", b"x" * 1000)
     client.get("key")
     counts = client.statistics().nodes[alone.addresses[0]]
-    assert counts.bytes_written == len(b"ms key 1000 T0 F0\r\n\r\n") + 1000 + len(b"get key\r\n")
-    assert counts.bytes_read == len(b"HD\r\n") + len(b"VALUE key 0 1000\r\n\r\nEND\r\n") + 1000
+    token = len(b" O7f")
+    assert counts.bytes_written == len(b"ms key 1000 T0 F0\r\n\r\n") + token + 1000 + len(b"get key\r\n")
+    assert counts.bytes_read == len(b"HD\r\n") + token + len(b"VALUE key 0 1000\r\n\r\nEND\r\n") + 1000
 
 
 def test_nodes_and_namespaces_add_up(cluster: Cluster) -> None:

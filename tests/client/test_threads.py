@@ -9,12 +9,13 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from kvcluster import Client
 from kvcluster.testing.plugin import NodeFactory
-from tests.client.cluster import PATIENT, stat
+from tests.client.cluster import PATIENT, Cluster, stat
 
 THREADS = 16
 OPERATIONS = 100_000 if os.environ.get("KVCLUSTER_SOAK") == "1" else 1_000  # of each thread; a batch counts for its keys
@@ -206,3 +207,11 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_appends_of_several_threads_all_arrive(alone: Cluster) -> None:
+    client = alone.client(pool_size=4)
+    client.set("k", b"")
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda _: client.append("k", b"x"), range(100)))
+    assert client.get("k") == b"x" * 100

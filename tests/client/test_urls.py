@@ -53,7 +53,7 @@ def test_arguments_win() -> None:
         ("memcached://h1:x", "address 'h1:x' is none of"),
         ("memcached://[::1", "is none of"),
         ("memcached://::1]", "is none of"),
-        ("memcached://user:secret@h1", "is none of"),
+        ("memcached://user:secret@h1", "must not name a user"),
         ("memcached://h1,h1", "is the id of two"),
         ("memcached://h1?colour=red", "unknown setting 'colour'"),
         ("memcached://h1?timeout=soon", "timeout must be a number"),
@@ -80,11 +80,13 @@ def test_the_environment_is_read_where_nothing_is_given(monkeypatch: pytest.Monk
     assert str(Client.from_url("memcached://given").topology.nodes[0]) == "given:11211"
 
 
-def test_settings_in_the_environment_are_never_dropped_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KVCLUSTER_URL", "memcached://env1?prefix=shop:")
-    assert Client.from_url().planner.prefix == b"shop:"
-    with pytest.raises(ConfigurationError, match=r"pass prefix by Client\.from_url"):
-        Client()
+def test_settings_in_the_environment_hold_where_no_argument_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVCLUSTER_URL", "memcached://env1?prefix=shop:&placement=modulo&slots=64&item_size_max=10")
+    for client in (Client(), Client.from_url()):
+        assert (client.planner.prefix, client.planner.item_size_max) == (b"shop:", 10)
+        assert (client.topology.placement, client.topology.slots) == ("modulo", 64)
+    client = Client(placement="ketama", prefix="own:")
+    assert (client.topology.placement, client.topology.slots, client.planner.prefix) == ("ketama", 64, b"own:")
 
 
 @pytest.mark.parametrize("make", [Client, Client.from_url])
@@ -92,3 +94,12 @@ def test_neither_nodes_nor_environment(monkeypatch: pytest.MonkeyPatch, make: An
     monkeypatch.delenv("KVCLUSTER_URL", raising=False)
     with pytest.raises(ConfigurationError, match="nodes must be given, or a URL in the environment variable KVCLUSTER_URL"):
         make()
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:s3cret@h/0", "memcached://me:s3cret@h:11211", "memcached://me:s3,cret@h", "memcached://me:s3/cret@h"]
+)
+def test_no_error_shows_a_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Client.from_url(url)
+    assert "s3" not in str(caught.value)

@@ -70,6 +70,17 @@ def seen(request: Fetch | Commands) -> Any:
         values = [(name, type(value), value) for name, value in request.values.items()]
         return values, request.found, request.doubtful, request.undecodable, type(request.failure), request.refusal
     return [
-        (reply.status, reply.value, reply.flags, reply.cas, reply.ttl, reply.size, reply.won, reply.taken, reply.stale)
+        (
+            reply.status,
+            reply.value,
+            reply.flags,
+            reply.cas,
+            reply.ttl,
+            reply.size,
+            reply.won,
+            reply.taken,
+            reply.stale,
+            reply.opaque,
+        )
         for reply in request.replies
     ]

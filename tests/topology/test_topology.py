@@ -142,3 +142,12 @@ def test_nodes_that_make_no_topology(nodes: Any, words: str) -> None:
 def test_tables_of_an_impossible_size(slots: Any) -> None:
     with pytest.raises(ConfigurationError, match="slots must be a power of two from 64 to 1048576"):
         Topology("h", slots=slots)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["cache..internal", "a" * 64 + ".x", "h\x00x", "h\x1bx", "\ud800", "me:secret@h", "secret@h:1", "unix:/a\x07"]
+)
+def test_a_host_that_no_resolver_takes_is_refused_here(wrong: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Node(wrong)
+    assert "secret" not in str(caught.value)

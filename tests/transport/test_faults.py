@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from kvcluster import Client
+from kvcluster import Cache, Client
 from kvcluster.errors import BadReply, DeleteFailed, NetworkError, NodeDown, NodeTimeout, NodeUnreachable
 from kvcluster.testing.plugin import NodeFactory
 from kvcluster.testing.proxy import FaultProxy
 from kvcluster.topology import Node
 from kvcluster.transport import connection as connection_module
 from kvcluster.transport import exchange as exchange_module
+from kvcluster.transport import pool as pool_module
 from kvcluster.transport.exchange import exchange
 from tests.transport.conftest import BRIEF, Site, keys_of, let_pass
 
@@ -606,3 +607,71 @@ def test_errors_say_which_node(site: Site, proxy: FaultProxy) -> None:
     assert isinstance(error, NodeTimeout)
     assert error.node == proxy.address
     assert str(error) == f"{proxy.address}: no answer within {BRIEF:g} s"
+
+
+class SoftLimit(BaseException):
+    """What a signal handler or gevent raises: no error of kvcluster's."""
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("place", [(pool_module.Endpoint, "acquire"), (connection_module.Connection, "_read")])
+def test_a_delete_that_was_interrupted_is_sent_before_the_next_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], nodes: int
+) -> None:
+    client = site.client(site.proxies[:nodes])
+    keys = [key for proxy in site.proxies[:nodes] for key in keys_of(client, proxy.address, 1)]
+    assert client.set_many(dict.fromkeys(keys, "old")) == []
+
+    def interrupt(*arguments: Any) -> None:
+        raise SoftLimit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, interrupt)
+        with pytest.raises(SoftLimit):
+            client.delete_many(keys)
+    assert client.get_many(keys) == {}
+
+
+EXTRA = b"VA 3 f16 c1\r\nbad\r\n"
+
+
+@pytest.mark.parametrize("name", ["gat", "binary key"])
+def test_a_reply_too_many_on_an_idle_connection_crosses_with_none(name: str, proxy: FaultProxy, site: Site) -> None:
+    client = site.client([proxy], pool_size=1)
+    assert client.set_many({"k": "value", "two words": "value"}) == []
+    assert READS[name](client) == "value"
+    _send_unasked(proxy, client, EXTRA)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client._endpoints[proxy.address].state, "judge", lambda error: None)
+        assert READS[name](client) is None
+        assert READS[name](client) == "value"
+
+
+def test_a_confirmation_too_many_does_not_confirm_a_delete(proxy: FaultProxy, site: Site) -> None:
+    client = site.client([proxy], pool_size=1)
+    assert client.set("k", "value") is True
+    _send_unasked(proxy, client, b"HD\r\n")
+    with pytest.raises(DeleteFailed):
+        client.delete("k")
+
+
+def _send_unasked(proxy: FaultProxy, client: Client, reply: bytes) -> None:
+    """Let a client's idle connection receive what nobody asked for."""
+    for inside, _ in list(proxy._links):
+        inside.sendall(reply)
+    (connection,) = client._endpoints[proxy.address]._idle
+    assert connection_module.readable(connection.stream, GENEROUS)
+
+
+def test_a_reply_too_many_gives_no_loader_another_keys_value(proxy: FaultProxy, site: Site) -> None:
+    client = site.client([proxy], pool_size=1)
+    cache = Cache("shifted", ttl=60, client=client)
+
+    @cache.loader("k:{number}")
+    def value(number: int) -> str:
+        return f"value {number}"
+
+    expected = [f"value {number}" for number in range(5)]
+    assert [value(number) for number in range(5)] == expected
+    _send_unasked(proxy, client, EXTRA)
+    assert [value(number) for number in range(5)] == expected

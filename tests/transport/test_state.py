@@ -84,7 +84,7 @@ def test_missed_deletes_are_owed_until_replayed(state: NodeState) -> None:
     assert not state.ready  # an answer alone does not make up for them
     batch = state.missed_batch()
     assert batch is not None
-    assert batch[0].payload == b"md a\r\nmd b\r\nmd c\r\n"
+    assert batch[0].payload == b"md a O%b\r\nmd b O%b\r\nmd c O%b\r\n" % ((batch[0].opaque,) * 3)
     state.replayed([b"a", b"b"], batch[1])
     assert owed(state) == [b"c"]
     state.replayed([b"c"], batch[1])
