@@ -115,7 +115,7 @@ def test_a_reply_that_is_cut_at_any_byte_is_a_miss(run: Loops) -> None:
         async with ScriptedNode(answer) as node:
             for cut in range(len(REPLY)):  # noqa: B007
                 async with patient([node.address]) as client:
-                    assert await client.get_many("abc") == {}
+                    assert await client.get_many([*"abc"]) == {}
                 async with patient([node.address]) as client:
                     assert await asyncio.gather(*map(client.get, "abc")) == [None] * 3
 
@@ -129,7 +129,7 @@ GARBAGE = [b"\0\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"VALUE x 0 1\r\nx\r\
 def test_garbage_is_a_miss_and_ends_the_connection(run: Loops, garbage: bytes) -> None:
     async def main() -> None:
         async with ScriptedNode(lambda peer, data: peer.transport.write(garbage)) as node, patient([node.address]) as client:
-            found = await client.get_many("abc")
+            found = await client.get_many([*"abc"])
             assert found == ({"a": b"value", "c": "text"} if garbage.startswith(REPLY) else {})
             await asyncio.wait_for(node.peers[0].lost.wait(), PATIENT)
             with pytest.raises(DeleteFailed) as caught:
