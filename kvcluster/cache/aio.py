@@ -112,7 +112,7 @@ async def read_async(client: AsyncClient, source: Source, wire: bytes, load: Cal
 
 
 async def drive_async(flow: Flow[T], client: AsyncClient) -> T:
-    """As `drive.drive`. A cancelled caller gives its lease back before it ends, so that nobody waits for it."""
+    """As `drive.drive`. A caller cancelled while it loads gives its lease back before it ends, so that nobody waits for it."""
     try:
         need = next(flow)
         while True:
