@@ -13,7 +13,8 @@ from typing import Any, Self, TypeVar
 
 from kvcluster.cluster import Cluster
 from kvcluster.errors import KvclusterError
-from kvcluster.plan import Key, Plan, cas_number
+from kvcluster.plan import Plan
+from kvcluster.planner import Key, cas_number
 from kvcluster.protocol.requests import Request, wire_key
 from kvcluster.topology import Node
 from kvcluster.transport.aio import DOUBTFUL, MISSING, AsyncConnection, AsyncEndpoint

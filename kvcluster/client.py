@@ -1,6 +1,6 @@
 """`Client`: many memcached servers as one, for threads.
 
-Every command is one line over `kvcluster.plan`: a `Planner` decides what goes where and what the replies mean,
+Every command is one line over `kvcluster.planner`: a `Planner` decides what goes where and what the replies mean,
 `transport.exchange` moves the bytes. `get` alone takes the same path by hand, because it is the call an application makes
 thousands of times a page.
 """
@@ -13,7 +13,8 @@ from typing import Any, Final, Self, TypeVar
 
 from kvcluster.cluster import Cluster
 from kvcluster.errors import KvclusterError
-from kvcluster.plan import Key, Plan, cas_number
+from kvcluster.plan import Plan
+from kvcluster.planner import Key, cas_number
 from kvcluster.protocol.requests import Fetch, Request, get, wire_key
 from kvcluster.topology import Node
 from kvcluster.transport.connection import Stream, dial

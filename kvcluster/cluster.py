@@ -22,7 +22,7 @@ from pymemcache.exceptions import MemcacheError
 from kvcluster.codec import Codec, StandardCodec
 from kvcluster.errors import ConfigurationError, IllegalKey, KvclusterError, NodeError, NodeUnreachable
 from kvcluster.placement import Placement, moved, placement
-from kvcluster.plan import ITEM_SIZE_MAX, Planner
+from kvcluster.planner import ITEM_SIZE_MAX, Planner
 from kvcluster.stats.counters import Counters, Statistics
 from kvcluster.topology import DEFAULT_SLOTS, Node, NodeSpec, Topology, redacted
 from kvcluster.transport.state import NodeState

@@ -1,7 +1,7 @@
 """One command, decided without I/O: which bytes go to which node, and what the replies mean.
 
-A `Planner` turns a caller's command into a `Plan`. A shell, sync or async, exchanges the plan's requests with their nodes, tells
-the plan which of them failed, and gets the result or the next plan of the same command:
+A shell, sync or async, exchanges a plan's requests with their nodes, tells the plan which of them failed, and gets the result or
+the next plan of the same command:
 
     while True:
         failures = exchange(plan)          # the requests now hold their replies
@@ -11,44 +11,24 @@ the plan which of them failed, and gets the result or the next plan of the same 
 
 Most commands are one plan. A second one is needed where a reply shows a lease's placeholder, which plain commands must treat as
 absent, where a meta get took the refill token of a stale item that it did not want, and gives it back, or where what is written
-depends on what is there.
+depends on what is there. `kvcluster.planner` makes the plans.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from kvcluster.codec import Codec, StandardCodec
-from kvcluster.errors import CommandRefused, ConfigurationError, DeleteFailed, IllegalKey, IllegalValue, KvclusterError
-from kvcluster.placement.base import Placement
+from kvcluster.errors import CommandRefused, DeleteFailed, IllegalValue, KvclusterError
 from kvcluster.protocol import requests
-from kvcluster.protocol.hot import Reply, group
-from kvcluster.protocol.requests import (
-    BinaryKey,
-    Commands,
-    Deletes,
-    Fetch,
-    Lookups,
-    Request,
-    Stores,
-    is_placeholder,
-    wire_key,
-    wire_keys,
-)
+from kvcluster.protocol.hot import Reply
+from kvcluster.protocol.requests import Commands, Fetch, Lookups, Request, Stores, is_placeholder
 
 T = TypeVar("T")
-Key: TypeAlias = str | bytes
 Failures: TypeAlias = Mapping[str, KvclusterError]
 
-ITEM_SIZE_MAX: Final = 1 << 20
-_RELATIVE_MAX: Final = 30 * 86400  # above this memcached takes a ttl for a point in time
-_EPOCH_TIMES: Final = 1_000_000_000  # above this a caller gives one, as memcached's clients may
-_EXPTIME_MAX: Final = (1 << 31) - 1  # memcached keeps points in time in 32 bits with a sign; a later one is past
-_UINT32, _UINT64 = 1 << 32, 1 << 64
-MODIFY_ATTEMPTS: Final = 100  # as many other writers may come in between
+#: Wire keys and the caller's names for them, by the address of the node that owns them.
+Grouped: TypeAlias = "dict[str, tuple[list[bytes], list[Any]]]"
 
 
 class Plan(Generic[T]):
@@ -125,7 +105,7 @@ class StoreOne(Plan["bool | None"]):
 
     def meaning(self, replies: Sequence[Reply]) -> bool | Plan[bool | None] | None:
         """What the node's answer says."""
-        return _stored(self.address, replies[0])
+        return was_stored(self.address, replies[0])
 
 
 class Add(StoreOne):
@@ -144,7 +124,7 @@ class Add(StoreOne):
 
     def meaning(self, replies: Sequence[Reply]) -> bool | Plan[bool | None]:
         """What the node's answer says."""
-        stored = bool(_stored(self.address, replies[0]))
+        stored = bool(was_stored(self.address, replies[0]))
         if not stored and is_placeholder(replies[1]):
             removal = Commands(requests.meta_delete(self.wire, b"C%d" % replies[1].cas), 1)
             before = self.requests[self.address]
@@ -153,21 +133,30 @@ class Add(StoreOne):
                 self.namespace, self.address, Stores(before.payload, 2, probe=1, opaque=before.opaque), self.wire, self.noreply
             )
             return Then(self.namespace, {self.address: removal}, again)
-        mending = _mend(self.wire, replies[1])
+        mending = mend(self.wire, replies[1])
         stored = stored or self.noreply
         return Then(self.namespace, {self.address: Commands(mending, 1)}, stored) if mending else stored
 
 
 class ReadMany(Plan[dict[Any, Any]]):
-    """Classic reads at several nodes, then meta gets for what they left in doubt and for keys that only those can carry."""
+    """Classic reads at several nodes, then meta gets for what they left in doubt and for keys that only those can carry.
 
-    __slots__ = ("lookups", "planner", "tokens", "values")
+    ``look_up`` plans those: called with the keys by node, the values found so far, and ``tokens``.
+    """
+
+    __slots__ = ("look_up", "lookups", "tokens", "values")
 
     def __init__(
-        self, planner: Planner, fetches: Mapping[str, Fetch], lookups: _Grouped, values: dict[Any, Any], tokens: bool
+        self,
+        namespace: str,
+        look_up: Callable[[Grouped, dict[Any, Any], bool], LookUp],
+        fetches: Mapping[str, Fetch],
+        lookups: Grouped,
+        values: dict[Any, Any],
+        tokens: bool,
     ) -> None:
-        super().__init__(planner.namespace, fetches)
-        self.planner = planner
+        super().__init__(namespace, fetches)
+        self.look_up = look_up
         self.lookups = lookups
         self.values = values
         self.tokens = tokens
@@ -180,7 +169,7 @@ class ReadMany(Plan[dict[Any, Any]]):
                 wires, names = self.lookups.setdefault(address, ([], []))
                 wires.extend(fetch.wires[at] for at in fetch.doubtful)
                 names.extend(fetch.names[at] for at in fetch.doubtful)
-        return self.planner.look_up(self.lookups, self.values, self.tokens) if self.lookups else self.values
+        return self.look_up(self.lookups, self.values, self.tokens) if self.lookups else self.values
 
 
 class LookUp(Plan[dict[Any, Any]]):
@@ -205,7 +194,7 @@ class LookUp(Plan[dict[Any, Any]]):
             commands = [
                 command
                 for wire, reply in zip(request.wires, request.replies, strict=True)
-                if (command := _mend(wire, reply, self.drop_placeholders))
+                if (command := mend(wire, reply, self.drop_placeholders))
             ]
             if commands:
                 mending[address] = Commands(b"".join(commands), len(commands))
@@ -262,285 +251,7 @@ class DeleteMany(Plan[dict[Any, bool]]):
         return found
 
 
-_Grouped: TypeAlias = "dict[str, tuple[list[bytes], list[Any]]]"
-
-
-@dataclass(frozen=True, slots=True)
-class Planner:
-    """Everything that decides what a command looks like on the wire, and nothing that could send it.
-
-    :param placement: which node owns a key
-    :param prefix: put before every key
-    :param namespace: what the statistics are counted under
-    :param codec: values to bytes and back
-    :param strict_keys: raise for keys that memcached itself forbids, instead of carrying them in base64 or by a digest
-    :param item_size_max: bytes; a larger value is refused before anything is sent (memcached's ``-I``)
-    :param clock: seconds since 1970, for ttls of more than 30 days
-    """
-
-    placement: Placement
-    prefix: bytes = b""
-    namespace: str = ""
-    codec: Codec = field(default_factory=StandardCodec)
-    strict_keys: bool = False
-    item_size_max: int = ITEM_SIZE_MAX
-    clock: Callable[[], float] = time.time
-
-    def wire(self, key: Key) -> bytes:
-        """A key as its node stores it."""
-        return wire_key(key, self.prefix, self.strict_keys)
-
-    def address(self, wire: bytes) -> str:
-        """The address of the node that owns a key."""
-        return self.placement.nodes[self.placement.index(wire)].address
-
-    def group(self, keys: Iterable[Key]) -> _Grouped:
-        """Wire keys and the caller's names for them, by the address of the node that owns them.
-
-        :raises IllegalKey: for a key that cannot be used, and where one key is passed instead of several
-        """
-        if isinstance(keys, str | bytes):
-            raise IllegalKey(f"keys must be several keys, not one {type(keys).__name__}")
-        names = list(keys)
-        wires = wire_keys(names, self.prefix, self.strict_keys)
-        nodes = self.placement.nodes
-        groups = group(wires, names, self.placement.indexes(wires))
-        return {nodes[owner].address: pair for owner, pair in groups.items()}
-
-    def group_wires(self, wires: Sequence[bytes]) -> dict[str, list[bytes]]:
-        """Wire keys by the address of the node that owns them."""
-        nodes = self.placement.nodes
-        groups: dict[str, list[bytes]] = {}
-        for wire, owner in zip(wires, self.placement.indexes(wires), strict=True):
-            groups.setdefault(nodes[owner].address, []).append(wire)
-        return groups
-
-    # -- reads
-
-    def get_many(self, keys: Iterable[Key], tokens: bool = False) -> Plan[dict[Any, Any]]:
-        """The values found, by key; with ``tokens`` as pairs of value and CAS number."""
-        values: dict[Any, Any] = {}
-        encode = requests.gets if tokens else requests.get
-        fetches: dict[str, Fetch] = {}
-        lookups: _Grouped = {}
-        decode = self.codec.decode
-        for address, (wires, names) in self.group(keys).items():
-            if BinaryKey in map(type, wires):
-                lookups[address] = (
-                    [wire for wire in wires if type(wire) is BinaryKey],
-                    [name for wire, name in zip(wires, names, strict=True) if type(wire) is BinaryKey],
-                )
-                names = [name for wire, name in zip(wires, names, strict=True) if type(wire) is bytes]
-                wires = [wire for wire in wires if type(wire) is bytes]
-            if wires:
-                fetches[address] = Fetch(encode(wires), wires, names, decode, values, tokens)
-        if not fetches and lookups:
-            return self.look_up(lookups, values, tokens)
-        return ReadMany(self, fetches, lookups, values, tokens)
-
-    def look_up(self, groups: _Grouped, values: dict[Any, Any], tokens: bool, expire: int | None = None) -> LookUp:
-        """The same by meta gets; with ``expire`` they set a new ttl by the way."""
-        token = requests.opaque()
-        flags = b"v f t c O%b%b" % (token, b"" if expire is None else b" T%d" % expire)
-        lookups = {
-            address: Lookups(
-                b"".join([requests.meta_get(wire, flags) for wire in wires]), wires, names, self.codec.decode, values, tokens, token
-            )
-            for address, (wires, names) in groups.items()
-        }
-        return LookUp(self.namespace, lookups, values, drop_placeholders=expire is not None)
-
-    def get_and_touch(self, key: Key, expire: int, tokens: bool = False) -> Plan[dict[Any, Any]]:
-        """As `get_many` for one key, which gets a new ttl."""
-        return self.look_up(self.group([key]), {}, tokens, self.ttl(expire))
-
-    # -- writes
-
-    def store(
-        self, mode: bytes, key: Key, value: Any, expire: float, flags: int | None, noreply: bool, cas: bytes | None = None
-    ) -> Plan[bool | None]:
-        """Store one value: mode ``S`` set, ``E`` add, ``R`` replace, ``A`` append, ``P`` prepend.
-
-        The result is True where it was stored, False where it was not, and None where ``cas`` was given and there is no such key.
-        """
-        wire = self.wire(key)
-        address = self.address(wire)
-        data, its_flags = self.encode(value, flags)
-        options = b"T%d F%d" % (self.ttl(expire), its_flags)
-        if mode != b"S":
-            options += b" M" + mode
-        if cas is not None:
-            options += b" C" + cas
-        if mode == b"S" and noreply:
-            quiet = Stores(requests.meta_set(wire, data, options + b" q") + requests.NOOP, 0, owed=1)
-            return StoreOne(self.namespace, address, quiet)
-        if mode not in (b"S", b"E"):
-            return self._modify(wire, data, options, noreply)
-        token = requests.opaque()
-        storing = requests.meta_set(wire, data, options + b" O" + token)
-        if mode == b"S":
-            return StoreOne(self.namespace, address, Stores(storing, 1, opaque=token))
-        probe = requests.meta_get(wire, b"s f c O" + token)
-        return Add(self.namespace, address, Stores(storing + probe, 2, probe=1, opaque=token), wire, noreply)
-
-    def _modify(
-        self, wire: bytes, data: bytes, options: bytes, noreply: bool, attempts: int = MODIFY_ATTEMPTS
-    ) -> Plan[bool | None]:
-        """A look at what is there, and a value stored only if that is one and still the same: append, prepend, replace.
-
-        Without the look a lease's placeholder would become an item that others read.
-        """
-        address = self.address(wire)
-        token = requests.opaque()
-
-        def store(replies: Sequence[Reply]) -> bool | Plan[bool | None] | None:
-            there = replies[0]
-            if there.status == "EN" or is_placeholder(there):
-                mending = _mend(wire, there)
-                return self._then(address, mending, noreply) if mending else noreply
-            if there.status != "HD":
-                return bool(_stored(address, there))
-            storing = requests.meta_set(wire, data, options + b" C%d O%b" % (there.cas, token))
-            return Single(self.namespace, address, Stores(storing, 1, opaque=token), unless_changed, _false)
-
-        def unless_changed(replies: Sequence[Reply]) -> bool | Plan[bool | None] | None:
-            if replies[0].status != "EX":
-                return bool(_stored(address, replies[0])) or noreply
-            if attempts == 1:
-                raise CommandRefused(address, f"EX to each of {MODIFY_ATTEMPTS} attempts, because others write the key")
-            return self._modify(wire, data, options, noreply, attempts - 1)
-
-        probe = Commands(requests.meta_get(wire, b"s f c O" + token), 1, opaque=token)
-        return Single(self.namespace, address, probe, store, _false)
-
-    def store_many(self, values: Mapping[Key, Any], expire: float, flags: int | None, noreply: bool) -> StoreMany:
-        """Store values; the result is the keys that were not stored."""
-        token = requests.opaque()
-        options = b"T%d %b" % (self.ttl(expire), b"q" if noreply else b"O" + token)
-        stores: dict[str, Request] = {}
-        names_by_node: dict[str, Sequence[Any]] = {}
-        for address, (wires, names) in self.group(values).items():
-            payload = requests.meta_sets(wires, self.encode_many([values[name] for name in names], flags), options)
-            if noreply:
-                stores[address] = Stores(payload + requests.NOOP, 0, owed=1)
-            else:
-                stores[address] = Stores(payload, len(wires), opaque=token)
-            names_by_node[address] = names
-        return StoreMany(self.namespace, stores, names_by_node)
-
-    def delete_many(self, keys: Iterable[Key]) -> DeleteMany:
-        """Delete keys; the result says for each whether it was there."""
-        return self._deletion(self.group(keys))
-
-    def delete_wires(self, wires: Sequence[bytes]) -> DeleteMany:
-        """Delete keys given as the nodes store them, which are their own names in the result."""
-        return self._deletion({address: (group, group) for address, group in self.group_wires(wires).items()})
-
-    def _deletion(self, groups: Mapping[str, tuple[Sequence[bytes], Sequence[Any]]]) -> DeleteMany:
-        deletes: dict[str, Request] = {address: Deletes.of(wires) for address, (wires, _) in groups.items()}
-        return DeleteMany(self.namespace, deletes, {address: names for address, (_, names) in groups.items()})
-
-    def touch(self, key: Key, expire: float, noreply: bool) -> Plan[bool]:
-        """Give a key a new ttl; the result says whether it was there."""
-        wire = self.wire(key)
-        address = self.address(wire)
-        payload = requests.meta_get(wire, b"s f c T%d" % self.ttl(expire))
-
-        def meaning(replies: Sequence[Reply]) -> bool | Plan[bool]:
-            there = replies[0].status == "HD" and not is_placeholder(replies[0])
-            mending = _mend(wire, replies[0], drop_placeholders=True)
-            return self._then(address, mending, there) if mending else there
-
-        if noreply:
-            quiet = Commands(payload[:-2] + b" q\r\n" + requests.NOOP, 0, owed=1)
-            return Single(self.namespace, address, quiet, lambda replies: True, _false)
-        return Single(self.namespace, address, Commands(payload, 1), meaning, _false)
-
-    def count(self, mode: bytes, key: Key, delta: int, noreply: bool) -> Plan[int | None]:
-        """Add to a counter (mode ``I``) or take from it (``D``); the result is the new number, or None where there is none."""
-        if type(delta) is not int or not 0 <= delta < _UINT64:
-            raise IllegalValue(f"value must be an integer from 0 to 2**64 - 1, not {delta!r}")
-        wire = self.wire(key)
-        address = self.address(wire)
-        payload = requests.meta_arithmetic(wire, delta, mode)
-        if noreply:
-            quiet = Commands(payload[:-2] + b" q\r\n" + requests.NOOP, 0, owed=1)
-            return Single(self.namespace, address, quiet, lambda replies: None, _none)
-
-        def meaning(replies: Sequence[Reply]) -> int | Plan[int | None] | None:
-            if replies[0].value is not None:
-                return int(replies[0].value)
-            if replies[0].status == "NF":
-                return None
-            refusal = CommandRefused(address, replies[0].status)
-
-            def unless_placeholder(probed: Sequence[Reply]) -> Plan[int | None] | None:
-                if not is_placeholder(probed[0]):
-                    raise refusal
-                return self._then(address, requests.meta_delete(wire, b"C%d" % probed[0].cas), None)
-
-            probe = Commands(requests.meta_get(wire, b"s f c"), 1)
-            return Single(self.namespace, address, probe, unless_placeholder, _none)
-
-        return Single(self.namespace, address, Commands(payload, 1), meaning, _none)
-
-    # -- values and numbers
-
-    def encode(self, value: Any, flags: int | None) -> tuple[bytes, int]:
-        """A value's bytes and client flags.
-
-        :raises IllegalValue: for a value that cannot be stored exactly, or is larger than ``item_size_max``
-        """
-        data, its_flags = self.codec.encode(value)
-        self.check_size(data)
-        if flags is None:
-            return data, its_flags
-        if type(flags) is not int or not 0 <= flags < _UINT32:
-            raise ConfigurationError(f"flags must be an integer from 0 to 2**32 - 1, not {flags!r}")
-        return data, flags
-
-    def encode_many(self, values: Sequence[Any], flags: int | None) -> list[tuple[bytes, int]]:
-        """As `encode`, for each of some values."""
-        if flags is not None:
-            return [self.encode(value, flags) for value in values]
-        encoded = [*map(self.codec.encode, values)]
-        for data, _ in encoded:
-            if len(data) > self.item_size_max:
-                self.check_size(data)
-        return encoded
-
-    def check_size(self, data: bytes) -> None:
-        """Refuse what no node would store.
-
-        :raises IllegalValue: where the data are larger than ``item_size_max``
-        """
-        if len(data) > self.item_size_max:
-            raise IllegalValue(f"value is {len(data)} bytes encoded, and the limit (item_size_max) is {self.item_size_max}")
-
-    def ttl(self, expire: float) -> int:
-        """What memcached is told for a ttl in seconds: 0 for no expiry, and a point in time beyond its limit of 30 days.
-
-        A number above 10^9 is a point in time already, as in every memcached client.
-
-        :raises ConfigurationError: for a negative ttl, for one between 0 and 1, which would round to "for ever", and for one that
-            ends after 2038-01-19, where memcached's clock does
-        """
-        if isinstance(expire, bool) or not isinstance(expire, (int, float)):
-            raise ConfigurationError(f"expire must be a number of seconds, not {expire!r}")
-        if expire < 0 or 0 < expire < 1 or expire != expire:
-            raise ConfigurationError(f"expire must be 0 (no expiry) or at least 1 second, not {expire!r}")
-        ends = self.clock() + expire if _RELATIVE_MAX < expire < _EPOCH_TIMES else expire
-        if ends > _EXPTIME_MAX:
-            raise ConfigurationError(
-                f"expire must be over by {_EXPTIME_MAX} (2038-01-19), the last second memcached knows, not {expire!r}"
-            )
-        return int(ends)
-
-    def _then(self, address: str, command: bytes, result: T) -> Then[T]:
-        return Then(self.namespace, {address: Commands(command, 1)}, result)
-
-
-def _mend(wire: bytes, reply: Reply, drop_placeholders: bool = False) -> bytes | None:
+def mend(wire: bytes, reply: Reply, drop_placeholders: bool = False) -> bytes | None:
     """The command that undoes what a meta get did by the way, if anything.
 
     A meta get takes the refill token of a stale item, and one with a ttl prolongs the life of a lease's placeholder.
@@ -552,29 +263,7 @@ def _mend(wire: bytes, reply: Reply, drop_placeholders: bool = False) -> bytes |
     return None
 
 
-def _false(error: KvclusterError) -> bool:
-    return False
-
-
-def _none(error: KvclusterError) -> None:
-    return None
-
-
-def cas_number(cas: int | str | bytes) -> bytes:
-    """A CAS number as the wire has it.
-
-    :raises IllegalValue: for what `gets` cannot have returned
-    """
-    try:
-        number = int(cas)
-    except (TypeError, ValueError):
-        number = -1
-    if not 0 <= number < 1 << 64:
-        raise IllegalValue(f"cas must be a number that gets returned, not {cas!r}")
-    return b"%d" % number
-
-
-def _stored(address: str, reply: Reply) -> bool | None:
+def was_stored(address: str, reply: Reply) -> bool | None:
     """Whether a value was stored; None where the key it depends on is gone.
 
     :raises IllegalValue: where the node says that it is too large

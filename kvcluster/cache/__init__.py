@@ -14,15 +14,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, overload
 
 from kvcluster.cache import fork
-from kvcluster.cache.flows import Flights, LoadTimes, Source
+from kvcluster.cache.flights import Flights, LoadTimes
 from kvcluster.cache.keys import Template, checked_namespace
+from kvcluster.cache.leases import Source
 from kvcluster.cache.loader import Loader, LoaderBase
 from kvcluster.cache.policy import Duration, Policy, seconds
 from kvcluster.client import Client
 from kvcluster.cluster import Cluster, default_url, parse_url
 from kvcluster.codec import Codec
 from kvcluster.errors import ConfigurationError
-from kvcluster.plan import Planner
+from kvcluster.planner import Planner
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop

@@ -9,19 +9,9 @@ from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kvcluster.aio import AsyncClient
-from kvcluster.cache.flows import (
-    LOADING,
-    UNASKED,
-    Flow,
-    Join,
-    Load,
-    Outcome,
-    Sleep,
-    Source,
-    read_many,
-    read_missed,
-    refresh_one,
-)
+from kvcluster.cache.flights import LOADING, Outcome
+from kvcluster.cache.flows import Flow, Join, Load, Sleep, read_many, read_missed, refresh_one
+from kvcluster.cache.leases import UNASKED, Source
 from kvcluster.cache.loader import LoaderBase, by_argument, in_order
 
 P = ParamSpec("P")

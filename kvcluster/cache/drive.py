@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from kvcluster.cache.flows import LOADING, UNASKED, Flow, Join, Load, Sleep, Source, read_missed
+from kvcluster.cache.flights import LOADING
+from kvcluster.cache.flows import Flow, Join, Load, Sleep, read_missed
+from kvcluster.cache.leases import UNASKED, Source
 from kvcluster.client import Client
 
 T = TypeVar("T")

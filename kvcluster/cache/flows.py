@@ -18,30 +18,24 @@ result. A short driver carries it out, one for sync and one for async, so the ru
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
-from kvcluster.cache import fork
-from kvcluster.cache.policy import Policy
-from kvcluster.codec import Codec
+from kvcluster.cache.flights import Flight, LoadedKey, Outcome
+from kvcluster.cache.leases import UNASKED, Answer, Exchange, Fills, LeaseGets, Source
 from kvcluster.errors import CallerError, IllegalValue
-from kvcluster.plan import Failures, Plan, Planner
+from kvcluster.plan import Plan
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Reply
-from kvcluster.protocol.requests import Commands, Request, Stores, is_placeholder
-from kvcluster.stats.counters import Counters
+from kvcluster.protocol.requests import Commands
 
 T = TypeVar("T")
 
 FIRST_POLL: Final = 0.002
 LAST_POLL: Final = 0.010
-LEAST_TAKEOVER: Final = 0.05
-UNMEASURED_TAKEOVER: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,248 +63,6 @@ class Join:
 
 #: A multi-step command: yields what it needs, is sent the result, returns the command's result.
 Flow: TypeAlias = Generator[Plan[Any] | Load | Sleep | Join, Any, T]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a flight ended with: encoded, so that every caller decodes an object of its own.
-
-    No invalidation that completed before ``valid_from`` (seconds, monotonic) is missing from it.
-    """
-
-    data: bytes
-    flags: int
-    error: BaseException | None
-    valid_from: float
-
-
-class Flight:
-    """One caller's way to a value, which others in the process may wait for."""
-
-    def __init__(self) -> None:
-        self.outcome: Outcome | None = None
-        self.landed = threading.Event()
-        self._lock = threading.Lock()
-        self._callbacks: list[Callable[[], object]] = []
-
-    def land(self, outcome: Outcome | None) -> None:
-        """End the flight, and tell those who wait."""
-        with self._lock:
-            self.outcome = outcome
-            self.landed.set()
-            callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback()
-
-    def when_landed(self, callback: Callable[[], object]) -> None:
-        """Call back once when the flight has ended, perhaps at once, in the thread that ends it."""
-        with self._lock:
-            if not self.landed.is_set():
-                self._callbacks.append(callback)
-                return
-        callback()
-
-
-class Flights:
-    """The flights under way in this process, by wire key."""
-
-    def __init__(self) -> None:
-        fork.renewed(self)
-
-    def renew(self) -> None:
-        """Begin without flights; in a forked child too, where the threads that would land them are not."""
-        self._flights: dict[bytes, Flight] = {}
-        self._lock = threading.Lock()
-
-    def join(self, wire: bytes, hung: Flight | None = None) -> tuple[Flight, bool]:
-        """The flight for a key, and whether this caller leads it.
-
-        :param hung: a flight that this caller has waited for long enough
-        """
-        with self._lock:
-            flight = self._flights.get(wire)
-            if flight is not None and flight is not hung:
-                return flight, False
-            self._flights[wire] = flight = Flight()
-            return flight, True
-
-    def lead(self, wire: bytes) -> Flight:
-        """A flight of this caller's own, which later callers follow."""
-        with self._lock:
-            self._flights[wire] = flight = Flight()
-            return flight
-
-    def forget(self, wires: Iterable[bytes]) -> None:
-        """Let later callers start anew, because the keys were invalidated."""
-        with self._lock:
-            for wire in wires:
-                self._flights.pop(wire, None)
-
-    def land(self, wire: bytes, flight: Flight, outcome: Outcome | None) -> None:
-        """End a flight."""
-        with self._lock:
-            if self._flights.get(wire) is flight:
-                del self._flights[wire]
-        flight.land(outcome)
-
-
-#: A wire key, and the flights of the cache that it belongs to.
-LoadedKey: TypeAlias = tuple[Flights, bytes]
-
-#: The keys whose loaders are running around this call: waiting for one of them would wait for ever.
-LOADING: ContextVar[frozenset[LoadedKey]] = ContextVar("kvcluster_loading", default=frozenset())
-
-
-class LoadTimes:
-    """How long loads of one loader take: a moving average in seconds, None before the first. ``count`` says how many there were."""
-
-    def __init__(self) -> None:
-        self.average: float | None = None
-        self.count = 0
-        fork.renewed(self)
-
-    def renew(self) -> None:
-        """Begin with a free lock; what was measured stays true in a forked child."""
-        self._lock = threading.Lock()
-
-    def note(self, seconds: float) -> None:
-        """Take one load into account."""
-        with self._lock:
-            self.count += 1
-            self.average = seconds if self.average is None else self.average * 0.8 + seconds * 0.2
-
-    def takeover(self, policy: Policy) -> float:
-        """How long a waiter trusts the same winner, in seconds."""
-        if policy.takeover is not None:
-            return policy.takeover
-        return UNMEASURED_TAKEOVER if self.average is None else max(LEAST_TAKEOVER, 2 * self.average)
-
-
-class Answer(NamedTuple):
-    """What a node said of one key: its value, where ``found`` is True, else who is to load it.
-
-    ``cas`` is what a fill is compared with; 0 where there is nothing to store against, because the node gave no lease. ``won``
-    says that this caller is to load, ``lost`` that another one does.
-    """
-
-    found: bool = False
-    value: Any = None
-    cas: int = 0
-    won: bool = False
-    lost: bool = False
-    data: bytes = b""
-    flags: int = 0
-
-
-UNASKED: Final = Answer()  # of a node that cannot be asked
-
-
-class LeaseGets(Commands):
-    """Meta gets that take a lease on what they miss; ``answers`` holds what they brought.
-
-    ``first`` says whether a caller asks for the first time. Only then hits and misses are counted, however long it waits for its
-    answer.
-    """
-
-    __slots__ = ("answers", "decode", "first")
-
-    repeatable = True  # a lease that nobody heard of is taken over as a dead winner's is
-
-    def __init__(self, source: Source, wires: Sequence[bytes], first: bool) -> None:
-        token = requests.opaque()
-        flags = b"v f c N%d O%b" % (round(source.policy.lease), token)
-        super().__init__(b"".join([requests.meta_get(wire, flags) for wire in wires]), len(wires), opaque=token)
-        self.decode = source.codec.decode
-        self.first = first
-        self.answers: list[Answer] = []
-
-    def settle(self, counters: Counters) -> None:
-        """Decode what was found, and count hits and misses."""
-        super().settle(counters)
-        for reply in self.replies:
-            if reply.value is None or reply.won or reply.stale or is_placeholder(reply):
-                answer = Answer(cas=reply.cas, won=reply.won, lost=reply.taken and not reply.won)
-            else:
-                try:
-                    answer = Answer(True, self.decode(reply.value, reply.flags), reply.cas, data=reply.value, flags=reply.flags)
-                except Exception:  # whatever a codec raises, the value is of no use: it is loaded again, and replaced
-                    answer = Answer(cas=reply.cas)
-                    counters.undecodable += 1
-            if self.first:
-                counters.hits += answer.found
-                counters.misses += not answer.found
-            self.answers.append(answer)
-
-    def fail(self, counters: Counters) -> None:
-        """Count the keys as misses."""
-        if self.first:
-            counters.misses += self.count
-
-
-class Fills(Stores):
-    """Compare-and-swap stores of loaded values."""
-
-    __slots__ = ()
-
-    def settle(self, counters: Counters) -> None:
-        """Count what was stored, and what was not because something newer came in between."""
-        super().settle(counters)
-        counters.unstored += sum(reply.status != "HD" for reply in self.replies)
-
-    def fail(self, counters: Counters) -> None:
-        """Count the values as not stored."""
-        counters.unstored += self.count
-
-
-class Exchange(Plan[tuple[Mapping[str, Request], Failures]]):
-    """A plan whose flow reads the replies itself."""
-
-    __slots__ = ()
-
-    def finish(self, failures: Failures) -> tuple[Mapping[str, Request], Failures]:
-        """The requests, which hold their replies, and the failures."""
-        return self.requests, failures
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What a flow needs to know of the loader it works for."""
-
-    planner: Planner
-    policy: Policy
-    codec: Codec
-    flights: Flights
-    times: LoadTimes
-    clock: Callable[[], float]
-
-    def asking(self, wire: bytes) -> LeaseGets:
-        """The request that asks for one key for the first time."""
-        return LeaseGets(self, (wire,), True)
-
-    def keys(self, wires: Iterable[bytes]) -> frozenset[LoadedKey]:
-        """Wire keys as `LOADING` holds them.
-
-        :raises CallerError: where the caller is a loader of one of them
-        """
-        keys = frozenset((self.flights, wire) for wire in wires)
-        if not keys.isdisjoint(LOADING.get()):
-            raise CallerError(f"the loader of {self.planner.namespace!r} asks for the very key that it is loading")
-        return keys
-
-    def take_over(self, wire: bytes, winner: int) -> bytes:
-        """The command that ends a winner's lease. Of all who send it one succeeds; the next meta get makes one the winner."""
-        return requests.meta_delete(wire, b"I C%d T%d" % (winner, round(self.policy.lease)))
-
-    def fill(self, wire: bytes, data: bytes, flags: int, cas: int, absent: bool) -> bytes:
-        """The command that stores a loaded value where nothing happened since its lease was won."""
-        ttl = self.planner.ttl(self.policy.expiry(absent))
-        return requests.meta_set(wire, data, b"C%d T%d F%d" % (cas, ttl, flags))
-
-    def encode(self, value: Any) -> tuple[bytes, int]:
-        """A value's bytes and flags; too large a value raises before it is sent."""
-        data, flags = self.codec.encode(value)
-        self.planner.check_size(data)
-        return data, flags
 
 
 def read_one(source: Source, wire: bytes, load: Callable[[], Any]) -> Flow[Any]:

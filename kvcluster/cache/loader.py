@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from kvcluster.cache.drive import drive, read
-from kvcluster.cache.flows import LoadTimes, Source, read_many, refresh_one
+from kvcluster.cache.flights import LoadTimes
+from kvcluster.cache.flows import read_many, refresh_one
 from kvcluster.cache.keys import Template
+from kvcluster.cache.leases import Source
 from kvcluster.cache.policy import Policy
 from kvcluster.errors import ConfigurationError
 

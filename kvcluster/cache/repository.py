@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 import msgspec
 
 from kvcluster.cache.drive import drive, read
-from kvcluster.cache.flows import LoadTimes, Source, read_many, refresh_one
+from kvcluster.cache.flights import LoadTimes
+from kvcluster.cache.flows import read_many, refresh_one
 from kvcluster.cache.keys import escaped
+from kvcluster.cache.leases import Source
 from kvcluster.cache.loader import in_order
 from kvcluster.cache.policy import Policy
 from kvcluster.codec import MSGPACK, Undecodable

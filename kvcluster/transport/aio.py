@@ -29,7 +29,7 @@ from kvcluster.errors import (
     NodeUnreachable,
     PoolTimeout,
 )
-from kvcluster.plan import Planner
+from kvcluster.planner import Planner
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Malformed, Reader
 from kvcluster.protocol.requests import Commands, Deletes, Fetch, Request

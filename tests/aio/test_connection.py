@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvcluster.embedded import EmbeddedNode
 from kvcluster.errors import BadReply, NodeTimeout, NodeUnreachable
 from kvcluster.placement import placement
-from kvcluster.plan import Planner
+from kvcluster.planner import Planner
 from kvcluster.protocol import requests
 from kvcluster.protocol.requests import NOOP, Fetch, Stores
 from kvcluster.topology import Node

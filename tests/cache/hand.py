@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from kvcluster.cache.flows import Flights, Join, Load, LoadTimes, Sleep, Source
+from kvcluster.cache.flights import Flights, LoadTimes
+from kvcluster.cache.flows import Join, Load, Sleep
+from kvcluster.cache.leases import Source
 from kvcluster.cache.policy import Policy
 from kvcluster.codec import StandardCodec
 from kvcluster.errors import NodeUnreachable
 from kvcluster.placement import placement
-from kvcluster.plan import Plan, Planner
+from kvcluster.plan import Plan
+from kvcluster.planner import Planner
 from kvcluster.protocol.hot import Reader
 from kvcluster.stats.counters import Counters
 from kvcluster.testing.clock import Clock

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kvcluster.cache.flows import LOADING, Join, Load, Outcome, Sleep, read_many, read_one, refresh_one
+from kvcluster.cache.flights import LOADING, Outcome
+from kvcluster.cache.flows import Join, Load, Sleep, read_many, read_one, refresh_one
 from kvcluster.cache.policy import Policy
 from kvcluster.errors import CallerError, IllegalValue
 from tests.cache.hand import Hand, source

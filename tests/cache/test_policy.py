@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcluster import Cache
-from kvcluster.cache.flows import LEAST_TAKEOVER, UNMEASURED_TAKEOVER, LoadTimes
+from kvcluster.cache.flights import LEAST_TAKEOVER, UNMEASURED_TAKEOVER, LoadTimes
 from kvcluster.cache.policy import Policy, seconds
 from kvcluster.errors import ConfigurationError
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from kvcluster import Cache, Client
-from kvcluster.cache.flows import LoadTimes
+from kvcluster.cache.flights import LoadTimes
 from kvcluster.cache.invalidation import Retries
 from kvcluster.cache.repository import Repository
 from kvcluster.errors import ConfigurationError, IllegalKey

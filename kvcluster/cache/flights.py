@@ -1,0 +1,130 @@
+"""Callers of one process that want the same key share one way to its value: a flight. One leads, the others follow."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from kvcluster.cache import fork
+from kvcluster.cache.policy import Policy
+
+LEAST_TAKEOVER: Final = 0.05
+UNMEASURED_TAKEOVER: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a flight ended with: encoded, so that every caller decodes an object of its own.
+
+    No invalidation that completed before ``valid_from`` (seconds, monotonic) is missing from it.
+    """
+
+    data: bytes
+    flags: int
+    error: BaseException | None
+    valid_from: float
+
+
+class Flight:
+    """One caller's way to a value, which others in the process may wait for."""
+
+    def __init__(self) -> None:
+        self.outcome: Outcome | None = None
+        self.landed = threading.Event()
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], object]] = []
+
+    def land(self, outcome: Outcome | None) -> None:
+        """End the flight, and tell those who wait."""
+        with self._lock:
+            self.outcome = outcome
+            self.landed.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def when_landed(self, callback: Callable[[], object]) -> None:
+        """Call back once when the flight has ended, perhaps at once, in the thread that ends it."""
+        with self._lock:
+            if not self.landed.is_set():
+                self._callbacks.append(callback)
+                return
+        callback()
+
+
+class Flights:
+    """The flights under way in this process, by wire key."""
+
+    def __init__(self) -> None:
+        fork.renewed(self)
+
+    def renew(self) -> None:
+        """Begin without flights; in a forked child too, where the threads that would land them are not."""
+        self._flights: dict[bytes, Flight] = {}
+        self._lock = threading.Lock()
+
+    def join(self, wire: bytes, hung: Flight | None = None) -> tuple[Flight, bool]:
+        """The flight for a key, and whether this caller leads it.
+
+        :param hung: a flight that this caller has waited for long enough
+        """
+        with self._lock:
+            flight = self._flights.get(wire)
+            if flight is not None and flight is not hung:
+                return flight, False
+            self._flights[wire] = flight = Flight()
+            return flight, True
+
+    def lead(self, wire: bytes) -> Flight:
+        """A flight of this caller's own, which later callers follow."""
+        with self._lock:
+            self._flights[wire] = flight = Flight()
+            return flight
+
+    def forget(self, wires: Iterable[bytes]) -> None:
+        """Let later callers start anew, because the keys were invalidated."""
+        with self._lock:
+            for wire in wires:
+                self._flights.pop(wire, None)
+
+    def land(self, wire: bytes, flight: Flight, outcome: Outcome | None) -> None:
+        """End a flight."""
+        with self._lock:
+            if self._flights.get(wire) is flight:
+                del self._flights[wire]
+        flight.land(outcome)
+
+
+#: A wire key, and the flights of the cache that it belongs to.
+LoadedKey: TypeAlias = tuple[Flights, bytes]
+
+#: The keys whose loaders are running around this call: waiting for one of them would wait for ever.
+LOADING: ContextVar[frozenset[LoadedKey]] = ContextVar("kvcluster_loading", default=frozenset())
+
+
+class LoadTimes:
+    """How long loads of one loader take: a moving average in seconds, None before the first. ``count`` says how many there were."""
+
+    def __init__(self) -> None:
+        self.average: float | None = None
+        self.count = 0
+        fork.renewed(self)
+
+    def renew(self) -> None:
+        """Begin with a free lock; what was measured stays true in a forked child."""
+        self._lock = threading.Lock()
+
+    def note(self, seconds: float) -> None:
+        """Take one load into account."""
+        with self._lock:
+            self.count += 1
+            self.average = seconds if self.average is None else self.average * 0.8 + seconds * 0.2
+
+    def takeover(self, policy: Policy) -> float:
+        """How long a waiter trusts the same winner, in seconds."""
+        if policy.takeover is not None:
+            return policy.takeover
+        return UNMEASURED_TAKEOVER if self.average is None else max(LEAST_TAKEOVER, 2 * self.average)
