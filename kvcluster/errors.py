@@ -64,6 +64,10 @@ class MissingExtra(KvclusterError, ImportError):
         super().__init__(f"{feature} needs an optional dependency: pip install 'kvcluster[{extra}]'")
 
 
+class SourceUnavailable(KvclusterError, OSError):
+    """The file or table that holds a cluster's topology cannot be read or written now."""
+
+
 class NodeError(KvclusterError, MemcacheServerError):
     """A node answered, and the answer is an error.
 
@@ -114,6 +118,14 @@ class NodeDown(NetworkError):
 
 class PoolTimeout(NetworkError, TimeoutError):
     """All connections to a node stayed busy for the whole time allowed; the node itself may be well."""
+
+
+class NodeBehind(NetworkError):
+    """A node was cut off while the cluster was resized, and may hold what others have deleted since: flush it."""
+
+
+class OutcomeUnknown(NetworkError):
+    """A node was asked just as the cluster was resized: it may have changed a value that counts no more. Read, then decide."""
 
 
 class DeleteFailed(NetworkError):
