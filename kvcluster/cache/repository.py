@@ -10,10 +10,10 @@ returned, not stored.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
-
-import msgspec
+from zoneinfo import ZoneInfo
 
 from kvcluster.cache.drive import drive, read
 from kvcluster.cache.flights import LoadTimes
@@ -22,6 +22,7 @@ from kvcluster.cache.keys import escaped
 from kvcluster.cache.leases import Source
 from kvcluster.cache.loader import in_order
 from kvcluster.cache.policy import Policy
+from kvcluster.cache.shapes import Shape, difference
 from kvcluster.codec import MSGPACK, Undecodable
 from kvcluster.errors import ConfigurationError, IllegalKey, IllegalValue, MissingExtra
 
@@ -44,39 +45,31 @@ class RowCodec:
     """Rows, as dictionaries of column values by attribute, to bytes and back.
 
     A row is a msgpack map. One that was stored before a column was removed decodes; one from before a column was added does not,
-    and is a counted miss.
+    and is a counted miss. Sessions of PostgreSQL give moments in their own time zone, and have them back in it.
 
     :param types: what each column's values are
-    :raises ConfigurationError: for a type that msgpack cannot hold
+    :raises ConfigurationError: for a type that cannot be cached
     """
 
     def __init__(self, types: Mapping[str, Any]) -> None:
-        for name, kind in types.items():
-            try:
-                msgspec.msgpack.Decoder(kind)
-            except TypeError as error:
-                raise ConfigurationError(f"column {name} cannot be cached: {error}") from None
-        self._decoder = msgspec.msgpack.Decoder(TypedDict("Row", types) | None)  # type: ignore[operator]
-        self._encoder = msgspec.msgpack.Encoder()
+        shapes = {name: Shape(kind, f"column {name}") for name, kind in types.items()}  # one by one, for the error's sake
+        self._moments = [name for name, shape in shapes.items() if shape.text in ("datetime", "None | datetime")]
+        zoned = {name: types[name] | tuple[str, str | None] for name in self._moments}
+        self._shape = Shape(TypedDict("Row", {**types, **zoned}) | None, "a row")  # type: ignore[operator]
+
+    @property
+    def fingerprint(self) -> bytes:
+        """4 bytes; see `Shape.fingerprint`."""
+        return self._shape.fingerprint
 
     def encode(self, row: dict[str, Any] | None) -> tuple[bytes, int]:
         """The row's bytes; None is "there is no such row".
 
         :raises IllegalValue: for a column value that would not come back with its exact type
         """
-        try:
-            data = self._encoder.encode(row)
-            back = self.decode(data, MSGPACK)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise IllegalValue(f"row cannot be stored: {error}") from None
-        for name, value in row.items() if row else ():
-            copy = back[name]  # type: ignore[index]
-            if type(value) is not type(copy) or (value != copy and value == value):  # NaN is the value that does not equal itself
-                raise IllegalValue(
-                    f"row cannot be stored: the {type(value).__name__} in column {name} would come back as another value "
-                    f"({type(copy).__name__})"
-                )
-        return data, MSGPACK
+        if row is not None and any(_has_zone(row[name]) for name in self._moments):
+            row = row | {name: _zoned(row[name]) for name in self._moments if _has_zone(row[name])}
+        return self._shape.pack(row), MSGPACK
 
     def decode(self, data: bytes, flags: int) -> dict[str, Any] | None:
         """The row.
@@ -85,8 +78,41 @@ class RowCodec:
         """
         if flags != MSGPACK:
             raise Undecodable(f"flags {flags} are not a row's")
-        row: dict[str, Any] | None = self._decoder.decode(data)
+        row: dict[str, Any] | None = self._shape.unpack(data)
+        if row is not None:
+            for name in self._moments:
+                if type(row[name]) is tuple:
+                    row[name] = _moment(row[name])
         return row
+
+
+def _has_zone(value: Any) -> bool:
+    """Whether it is a moment in a time zone, other than UTC, which msgpack would give back in UTC."""
+    return isinstance(value, datetime.datetime) and value.tzinfo is not None and value.tzinfo is not datetime.UTC
+
+
+def _zoned(moment: datetime.datetime) -> tuple[str, str | None]:
+    """A moment and the name of its zone, where that has one.
+
+    :raises IllegalValue: for a zone that has no name and changes its offset
+    """
+    form = moment.isoformat(), getattr(moment.tzinfo, "key", None)
+    if difference(moment, _moment(form)) is not None:
+        raise IllegalValue(f"a row holds a moment in a zone that would not come back: {moment.tzinfo!r}")
+    return form
+
+
+def _moment(form: tuple[str, str | None]) -> datetime.datetime:
+    """What `_zoned` made the form of.
+
+    :raises Undecodable: where it is none
+    """
+    text, zone = form
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+        return moment if zone is None else moment.astimezone(ZoneInfo(zone))
+    except (ValueError, OverflowError, KeyError, OSError) as error:  # KeyError: this system knows no such zone
+        raise Undecodable(f"not a moment in a time zone: {error}") from error
 
 
 class RepositoryBase(Generic[M]):

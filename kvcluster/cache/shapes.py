@@ -56,16 +56,13 @@ class Shape:
     """The structure of a value, from its annotation: what packs it, and what its bytes are called.
 
     :param annotation: a type as it stands in an annotation, without names that are still to be resolved
-    :param label: whose values they are, for errors
+    :param label: what the values are, for errors; by default the annotation's text
     :raises ConfigurationError: for a type that cannot be cached; the message names it
 
     >>> shape = Shape(dict[datetime.date, decimal.Decimal])
     >>> shape.unpack(shape.pack({datetime.date(2024, 1, 2): decimal.Decimal("0.10")}))
     {datetime.date(2024, 1, 2): Decimal('0.10')}
     """
-
-    #: The annotation, for errors.
-    name: str
 
     #: The structure as text: the names of the types and their fields, all the way down. None where any value is allowed.
     text: str | None
@@ -76,13 +73,12 @@ class Shape:
     #: The types that values have in the base codec's own form.
     plain: frozenset[type[Any]]
 
-    def __init__(self, annotation: Any, label: str = "a value") -> None:
-        self.label = label
+    def __init__(self, annotation: Any, label: str | None = None) -> None:
+        self.label = label or _name(annotation)
         self.text = None
         self.fingerprint = UNTYPED
         self.plain = _PLAIN
         self._ordered = False
-        self.name = _name(annotation)
         if annotation is Any or annotation is object or annotation is inspect.Signature.empty:
             return
         try:
@@ -90,7 +86,7 @@ class Shape:
             self.text = survey.text(annotation)
             self._decoder = msgspec.msgpack.Decoder(annotation, dec_hook=_rebuilt)
         except (TypeError, NameError, ValueError) as error:
-            raise ConfigurationError(f"{label}: {self.name} cannot be cached: {error}") from None
+            raise ConfigurationError(f"{self.label} cannot be cached: {error}") from None
         self._ordered = survey.ordered
         options = frozenset(NoneType if each is None else each for each in _options(annotation))
         self.plain = options & _PLAIN
@@ -120,7 +116,7 @@ class Shape:
         return data
 
     def _refusal(self, value: Any, reason: str) -> IllegalValue:
-        return IllegalValue(f"{self.label}: a value of type {_name(type(value))} cannot be stored as {self.name}: {reason}")
+        return IllegalValue(f"a {_name(type(value))} cannot be stored as {self.label}: {reason}")
 
     def unpack(self, data: bytes) -> Any:
         """The value.
@@ -130,7 +126,7 @@ class Shape:
         try:
             return self._decoder.decode(data)
         except Exception as error:  # corrupted bytes bring a model's own code to raise anything
-            raise Undecodable(f"not {self.name}: {error}") from error
+            raise Undecodable(f"not {self.label}: {error}") from error
 
 
 class TypedCodec:
@@ -179,7 +175,7 @@ class TypedCodec:
         if flags & MSGPACK:
             return shape.unpack(value)
         if type(value) not in shape.plain:
-            raise Undecodable(f"a {_name(type(value))} is not {shape.text}")
+            raise Undecodable(f"not {shape.label}: a {_name(type(value))}")
         return value
 
 
@@ -212,9 +208,8 @@ def shape_of(target: Any) -> Shape:
     function = inspect.unwrap(function)
     if not inspect.isroutine(function):
         function = type(function).__call__
-    label = _name(function)
     if "return" not in getattr(function, "__annotations__", {}):
-        return Shape(Any, label)
+        return Shape(Any)
     stub = dict(function.__annotations__)["return"]
     try:
         # Of the return annotation alone: a name among the parameters may be there for type checkers only.
@@ -222,10 +217,10 @@ def shape_of(target: Any) -> Shape:
         annotation = typing.get_type_hints(returning, include_extras=True)["return"]
     except Exception as error:
         raise ConfigurationError(
-            f"{label}: its return annotation {stub!r} cannot be resolved: {error}; what it names must be there at the top level of "
-            "the module, not only under TYPE_CHECKING or inside a function"
+            f"the return annotation {stub!r} of {_name(function)} cannot be resolved: {error}; what it names must be there at the top "
+            "level of the module, not only under TYPE_CHECKING or inside a function"
         ) from None
-    return Shape(annotation, label)
+    return Shape(annotation, f"the result of {_name(function)} ({_name(annotation)})")
 
 
 def _is_function(target: Any) -> bool:

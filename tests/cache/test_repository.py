@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -344,7 +343,7 @@ ROW = {"id": 1, "price": None, "day": None, "ratio": None, "document": None}
     ],
 )
 def test_a_value_that_would_come_back_as_another_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(IllegalValue, match="row cannot be stored"):
+    with pytest.raises(IllegalValue, match="cannot be stored as a row"):
         CODEC.encode({**ROW, **change})
 
 
@@ -352,11 +351,11 @@ def test_rows_of_other_releases() -> None:
     older = RowCodec({"id": int, "name": str | None})
     newer = RowCodec({"id": int, "name": str | None, "age": int | None})
     assert older.decode(*newer.encode({"id": 1, "name": "Kim", "age": 5})) == {"id": 1, "name": "Kim"}
-    with pytest.raises(msgspec.ValidationError, match="age"):
+    with pytest.raises(Undecodable, match="age"):
         newer.decode(*older.encode({"id": 1, "name": "Kim"}))
     with pytest.raises(Undecodable):
         older.decode(b"x", 16)
-    with pytest.raises(msgspec.DecodeError):
+    with pytest.raises(Undecodable):
         older.decode(b"\xff\xff", MSGPACK)
 
 
