@@ -217,8 +217,8 @@ def shape_of(target: Any) -> Shape:
         annotation = typing.get_type_hints(returning, include_extras=True)["return"]
     except Exception as error:
         raise ConfigurationError(
-            f"the return annotation {stub!r} of {_name(function)} cannot be resolved: {error}; what it names must be there at the top "
-            "level of the module, not only under TYPE_CHECKING or inside a function"
+            f"the return annotation {stub!r} of {_name(function)} cannot be resolved: {error}; what it names must be there at the "
+            "top level of the module, not only under TYPE_CHECKING or inside a function"
         ) from None
     return Shape(annotation, f"the result of {_name(function)} ({_name(annotation)})")
 
@@ -320,7 +320,7 @@ def _is_model(cls: type[Any]) -> bool:
 
 
 def _name(kind: Any) -> str:
-    return getattr(kind, "__qualname__", None) or str(kind)
+    return str(kind) if typing.get_origin(kind) is not None else getattr(kind, "__qualname__", None) or str(kind)
 
 
 def _reduced(value: Any) -> Any:
@@ -394,7 +394,7 @@ def _exact(value: Any) -> Any:
         if zone is None:
             return value, value.fold
         fixed = zone.utcoffset(None)  # a zone of one offset is that offset, whatever its class
-        return value.replace(tzinfo=None), value.fold, zone if fixed is None else fixed
+        return value.replace(tzinfo=None, fold=0), value.utcoffset(), zone if fixed is None else fixed
     return value
 
 
