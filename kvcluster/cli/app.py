@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from kvcluster.cli import information, local
+from kvcluster.cli import information, local, simulate
 from kvcluster.cluster import URL_VARIABLE, parse_url
 from kvcluster.errors import CallerError, ConfigurationError, KvclusterError, MissingExtra
 from kvcluster.placement import SCHEMES, placement
@@ -27,6 +27,7 @@ UsageError: Any = typer.BadParameter.__bases__[0]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 nodes_app = typer.Typer(help="Real memcached processes on this machine, or embedded nodes.")
 app.add_typer(nodes_app, name="nodes")
+app.command("simulate")(simulate.command)
 
 Nodes = Annotated[
     str | None,

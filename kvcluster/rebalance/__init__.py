@@ -1,0 +1,1 @@
+"""Resizing a cluster: `simulate` tells beforehand what a resize costs, on a workload of yours or a synthetic one."""
