@@ -17,6 +17,7 @@ depends on what is there. `kvcluster.planner` makes the plans.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from kvcluster.errors import CommandRefused, DeleteFailed, IllegalValue, KvclusterError
@@ -29,6 +30,21 @@ Failures: TypeAlias = Mapping[str, KvclusterError]
 
 #: Wire keys and the caller's names for them, by the address of the node that owns them.
 Grouped: TypeAlias = "dict[str, tuple[list[bytes], list[Any]]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidation:
+    """What is no longer true: ``wires``, keys to delete where they are, and ``stamps``, keys to renew on every node; both as nodes
+    store them.
+
+    A stamp is a small random entry that values were stored under. Giving it a new value makes all of those misses at once.
+    """
+
+    wires: tuple[bytes, ...] = ()
+    stamps: tuple[bytes, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.wires or self.stamps)
 
 
 class Plan(Generic[T]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,21 @@ from typing import Any, Final, TypeAlias, TypeVar
 from kvcluster.codec import Codec, StandardCodec
 from kvcluster.errors import CommandRefused, ConfigurationError, IllegalKey, IllegalValue, KvclusterError
 from kvcluster.placement.base import Placement
-from kvcluster.plan import Add, DeleteMany, Grouped, LookUp, Plan, ReadMany, Single, StoreMany, StoreOne, Then, mend, was_stored
+from kvcluster.plan import (
+    Add,
+    DeleteMany,
+    Grouped,
+    Invalidation,
+    LookUp,
+    Plan,
+    ReadMany,
+    Single,
+    StoreMany,
+    StoreOne,
+    Then,
+    mend,
+    was_stored,
+)
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Reply, group
 from kvcluster.protocol.requests import (
@@ -19,6 +34,7 @@ from kvcluster.protocol.requests import (
     Deletes,
     Fetch,
     Lookups,
+    Renewals,
     Request,
     Stores,
     is_placeholder,
@@ -30,6 +46,7 @@ T = TypeVar("T")
 Key: TypeAlias = str | bytes
 
 ITEM_SIZE_MAX: Final = 1 << 20
+STAMP_SIZE: Final = 8  # bytes
 _RELATIVE_MAX: Final = 30 * 86400  # above this memcached takes a ttl for a point in time
 _EPOCH_TIMES: Final = 1_000_000_000  # above this a caller gives one, as memcached's clients may
 _EXPTIME_MAX: Final = (1 << 31) - 1  # memcached keeps points in time in 32 bits with a sign; a later one is past
@@ -204,9 +221,16 @@ class Planner:
         """Delete keys; the result says for each whether it was there."""
         return self._deletion(self.group(keys))
 
-    def delete_wires(self, wires: Sequence[bytes]) -> DeleteMany:
-        """Delete keys given as the nodes store them, which are their own names in the result."""
-        return self._deletion({address: (group, group) for address, group in self.group_wires(wires).items()})
+    def invalidate(self, invalidation: Invalidation) -> DeleteMany:
+        """Delete keys and renew stamps, which are their own names in the result. One request for each node concerned: with stamps,
+        for each node there is.
+        """
+        groups = self.group_wires(invalidation.wires)
+        if not (stamps := invalidation.stamps):
+            return self._deletion({address: (group, group) for address, group in groups.items()})
+        value = os.urandom(STAMP_SIZE)
+        renewals = {node.address: Renewals(groups.get(node.address, ()), stamps, value) for node in self.placement.nodes}
+        return DeleteMany(self.namespace, renewals, {address: request.deletes for address, request in renewals.items()})
 
     def _deletion(self, groups: Mapping[str, tuple[Sequence[bytes], Sequence[Any]]]) -> DeleteMany:
         deletes: dict[str, Request] = {address: Deletes.of(wires) for address, (wires, _) in groups.items()}

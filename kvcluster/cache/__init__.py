@@ -19,10 +19,12 @@ from kvcluster.cache.keys import Template, checked_namespace
 from kvcluster.cache.leases import Source
 from kvcluster.cache.loader import Loader, LoaderBase
 from kvcluster.cache.policy import Duration, Policy, seconds
+from kvcluster.cache.stamps import stamp_wire, table_stamps, tag_stamp
 from kvcluster.client import Client
 from kvcluster.cluster import Cluster, default_url, parse_url
 from kvcluster.codec import Codec
 from kvcluster.errors import ConfigurationError
+from kvcluster.plan import Invalidation
 from kvcluster.planner import Planner
 
 if TYPE_CHECKING:
@@ -336,25 +338,62 @@ class Cache:
         for address, group in planner.group_wires(wires).items():
             client.count_unstored(address, planner.namespace, len(group))
 
-    def delete_wires(self, wires: Sequence[bytes]) -> None:
-        """Forget keys, given as the nodes store them.
+    def invalidate(self, invalidation: Invalidation) -> None:
+        """Forget keys, and renew stamps on all nodes. A load that is under way will not be stored.
 
-        :raises DeleteFailed: where a node could not be told
+        :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
         """
-        self._forget(wires)
+        self._forget(invalidation.wires)
         client = self.client
-        client.run(self.planner_of(client).delete_wires(wires))
+        client.run(self.planner_of(client).invalidate(invalidation))
 
-    async def delete_wires_async(self, wires: Sequence[bytes]) -> None:
-        """As `delete_wires`. A caller that is cancelled meanwhile does not stop it.
+    async def invalidate_async(self, invalidation: Invalidation) -> None:
+        """As `invalidate`. Once begun, it is not undone by a cancellation.
 
-        :raises DeleteFailed: where a node could not be told
+        :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
         """
         from kvcluster.cache.aio import to_the_end  # here, because few programs use both
 
-        self._forget(wires)
+        self._forget(invalidation.wires)
         client = self.async_client
-        await to_the_end(client.run(self.planner_of(client).delete_wires(wires)))
+        await to_the_end(client.run(self.planner_of(client).invalidate(invalidation)))
+
+    def invalidate_tag(self, tag: str) -> None:
+        """Forget every value of loaders that declare a tag with this text, whatever their keys.
+
+        :param tag: such as ``"author:42"``, where loaders declare ``tags=["author:{user_id}"]``
+        :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
+        """
+        self.invalidate(self._stamps_of(tag_stamp(tag)))
+
+    async def invalidate_tag_async(self, tag: str) -> None:
+        """As `invalidate_tag`. Once begun, it is not undone by a cancellation.
+
+        :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
+        """
+        await self.invalidate_async(self._stamps_of(tag_stamp(tag)))
+
+    def invalidate_table(self, table: object) -> None:
+        """Forget every cached row of a table, and every value of loaders that watch it: after changes that no session told of, such
+        as a SQL script's.
+
+        :param table: a mapped class, a `Table`, or a Django model
+        :raises ConfigurationError: for anything else
+        :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
+        """
+        self.invalidate(self._stamps_of(*table_stamps(table)))
+
+    async def invalidate_table_async(self, table: object) -> None:
+        """As `invalidate_table`. Once begun, it is not undone by a cancellation.
+
+        :raises ConfigurationError: for anything else
+        :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
+        """
+        await self.invalidate_async(self._stamps_of(*table_stamps(table)))
+
+    def _stamps_of(self, *names: str) -> Invalidation:
+        planner = self.planner
+        return Invalidation(stamps=tuple(stamp_wire(planner, name) for name in names))
 
     def _forget(self, wires: Sequence[bytes]) -> None:
         self._flights.forget(wires)

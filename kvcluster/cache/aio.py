@@ -13,6 +13,7 @@ from kvcluster.cache.flights import LOADING, Outcome
 from kvcluster.cache.flows import Flow, Join, Load, Sleep, read_many, read_missed, refresh_one
 from kvcluster.cache.leases import UNASKED, Source
 from kvcluster.cache.loader import LoaderBase, by_argument, in_order
+from kvcluster.plan import Invalidation
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,7 +80,7 @@ class AsyncLoader(LoaderBase[P, R]):
 
         :raises DeleteFailed: where its node could not be told; it is told before this client reads from it again
         """
-        await self._cache.delete_wires_async([self._wire(args, kwargs)])
+        await self._cache.invalidate_async(Invalidation((self._wire(args, kwargs),)))
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Load now whatever is cached, store the result, and return it."""

@@ -12,6 +12,7 @@ from kvcluster.cache.flows import read_many, refresh_one
 from kvcluster.cache.loader import in_order
 from kvcluster.cache.policy import Policy
 from kvcluster.cache.repository import RepositoryBase
+from kvcluster.plan import Invalidation
 
 if TYPE_CHECKING:
     from kvcluster.cache import Cache
@@ -68,7 +69,7 @@ class AsyncRepository(RepositoryBase[M]):
 
         :raises DeleteFailed: where its node could not be told; it is told before this client reads from it again
         """
-        await self._cache.delete_wires_async([self.wire(id)])
+        await self._cache.invalidate_async(Invalidation((self.wire(id),)))
 
     async def _load_one(self, id: Any) -> dict[str, Any] | None:
         return (await self._load([id])).get(id)

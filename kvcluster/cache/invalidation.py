@@ -26,6 +26,7 @@ from kvcluster.cache import fork
 from kvcluster.cache.repository import RepositoryBase, maker_of
 from kvcluster.client import Client
 from kvcluster.errors import DeleteFailed, IllegalKey, KvclusterError
+from kvcluster.plan import Invalidation
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import async_sessionmaker
@@ -104,7 +105,7 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
 
     def delete(pending: _Pending) -> None:
         try:
-            cache.delete_wires(pending.wires())
+            cache.invalidate(Invalidation(tuple(pending.wires())))
         except DeleteFailed as error:
             retries.start(cache.client, error)
         except BaseException as error:
@@ -117,7 +118,7 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
 
     async def delete_async(pending: _Pending) -> None:
         try:
-            await cache.delete_wires_async(pending.wires())
+            await cache.invalidate_async(Invalidation(tuple(pending.wires())))
         except DeleteFailed as error:
             retries.start_async(cache.async_client, error)
         except Exception as error:

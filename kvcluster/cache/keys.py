@@ -20,6 +20,9 @@ from typing import Any, Final
 
 from kvcluster.errors import ConfigurationError, IllegalKey
 
+#: What no loader's keys begin with; see `kvcluster.cache.stamps`.
+RESERVED: Final = "__"
+
 _UNSAFE = re.compile(r"[\x00-\x2d\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]")
 _READS_LIKE_ANOTHER_TYPE = re.compile(r"[0-9-]|[0-9a-f]{32}\Z").match
 _SEPARATOR = re.compile(f"(?!%){_UNSAFE.pattern}").search  # a percent sign may be the start of an escape
@@ -82,6 +85,9 @@ class Template:
     #: The text with its fields nameless: templates of one shape share their keys.
     shape: str
 
+    #: The arguments that stand in it.
+    fields: frozenset[str]
+
     #: Whether there is a keyword-only ``session`` that is not part of the key.
     takes_session: bool
 
@@ -93,8 +99,11 @@ class Template:
         ignored = {*ignore, *(name for name, p in parameters.items() if name == "session" and p.kind is p.KEYWORD_ONLY)}
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()):
             raise ConfigurationError(f"key template {text!r}: a loader cannot take *args or **kwargs")
+        if text.startswith(RESERVED):
+            raise ConfigurationError(f"key template {text!r}: keys that begin with {RESERVED!r} are the cache's own")
         pieces = list(_pieces(text))
         fields = [name for _, name in pieces if name is not None]
+        self.fields = frozenset(fields)
         self.takes_session = "session" in ignored and "session" in parameters and "session" not in fields
         self.shape = "{}".join(_literals(pieces))
         unknown = [name for name in fields if name not in parameters]
@@ -117,12 +126,24 @@ class Template:
         :raises TypeError: where the loader cannot be called with them
         :raises IllegalKey: where one of them cannot be part of a key
         """
+        return self.filled(self.arguments(args, kwargs))
+
+    def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A call's arguments by name, defaults included.
+
+        :raises TypeError: where the loader cannot be called with them
+        """
         if self._simple and not kwargs and len(args) == len(self._positional):
-            arguments: Mapping[str, Any] = dict(zip(self._positional, args, strict=True))
-        else:
-            bound = self._signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            arguments = bound.arguments
+            return dict(zip(self._positional, args, strict=True))
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    def filled(self, arguments: Mapping[str, Any]) -> str:
+        """The key of a call with these arguments by name.
+
+        :raises IllegalKey: where one of them cannot be part of a key
+        """
         return "".join([literal if name is None else literal + escaped(arguments[name], name) for literal, name in self._pieces])
 
 

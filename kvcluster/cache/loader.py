@@ -14,6 +14,7 @@ from kvcluster.cache.keys import Template
 from kvcluster.cache.leases import Source
 from kvcluster.cache.policy import Policy
 from kvcluster.errors import ConfigurationError
+from kvcluster.plan import Invalidation
 
 if TYPE_CHECKING:
     from kvcluster.aio import AsyncClient
@@ -150,7 +151,7 @@ class Loader(LoaderBase[P, R]):
 
         :raises DeleteFailed: where its node could not be told; it is told before this client reads from it again
         """
-        self._cache.delete_wires([self._wire(args, kwargs)])
+        self._cache.invalidate(Invalidation((self._wire(args, kwargs),)))
 
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Load now whatever is cached, store the result, and return it."""

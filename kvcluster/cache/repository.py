@@ -25,6 +25,7 @@ from kvcluster.cache.policy import Policy
 from kvcluster.cache.shapes import Shape, difference
 from kvcluster.codec import MSGPACK, Undecodable
 from kvcluster.errors import ConfigurationError, IllegalKey, IllegalValue, MissingExtra
+from kvcluster.plan import Invalidation
 
 try:
     from sqlalchemy import Column, ColumnElement, Select, inspect, select
@@ -242,7 +243,7 @@ class Repository(RepositoryBase[M]):
 
         :raises DeleteFailed: where its node could not be told; it is told before this client reads from it again
         """
-        self._cache.delete_wires([self.wire(id)])
+        self._cache.invalidate(Invalidation((self.wire(id),)))
 
     def _load(self, ids: Sequence[Any]) -> dict[Any, dict[str, Any]]:
         with self._sessions() as session:

@@ -326,12 +326,12 @@ class Deletes(Commands):
 
     repeatable = True
 
-    @classmethod
-    def of(cls, wires: Sequence[bytes]) -> Deletes:
-        """The deletes of these keys."""
-        token = opaque()
+    @staticmethod
+    def of(wires: Sequence[bytes], token: bytes | None = None) -> Deletes:
+        """The deletes of these keys; ``token`` is the one they bear, where that is known."""
+        token = token or opaque()
         flags = b"O" + token
-        return cls(b"".join([meta_delete(wire, flags) for wire in wires]), len(wires), deletes=wires, opaque=token)
+        return Deletes(b"".join([meta_delete(wire, flags) for wire in wires]), len(wires), deletes=wires, opaque=token)
 
     @property
     def refusal(self) -> str | None:
@@ -342,6 +342,34 @@ class Deletes(Commands):
         """Count the deletes confirmed."""
         super().settle(counters)
         counters.deletes += len(self.replies)  # a refused one would have failed the exchange
+
+
+class Renewals(Deletes):
+    """Commands that delete keys, and give stamps (see `kvcluster.plan.Invalidation`) a new value."""
+
+    __slots__ = ("keys",)
+
+    def __init__(self, wires: Sequence[bytes], stamps: Sequence[bytes], value: bytes) -> None:
+        token = opaque()
+        renewals = [meta_set(stamp, value, b"T0 O" + token) for stamp in stamps]
+        deletes = [meta_delete(wire, b"O" + token) for wire in wires]
+        keys = [*wires, *stamps]
+        super().__init__(b"".join(deletes + renewals), len(keys), deletes=keys, opaque=token)
+        self.keys = len(wires)
+
+    def reset(self) -> None:
+        """Forget what came, to be sent again as deletes alone.
+
+        The first sending may have arrived, and somebody else may have renewed a stamp since: the same value once more would bring
+        back what that one invalidated.
+        """
+        super().reset()
+        self.payload = Deletes.of(self.deletes, self.opaque).payload
+
+    def settle(self, counters: Counters) -> None:
+        """Count the keys that were deleted; a stamp is none of the caller's keys."""
+        super().settle(counters)
+        counters.deletes -= len(self.replies) - self.keys
 
 
 class Lookups(Commands):

@@ -313,7 +313,7 @@ def test_a_session_is_as_usable_after_a_failed_invalidation(
         raise RuntimeError("a bug")
 
     with sessions() as session:
-        monkeypatch.setattr(cache, "delete_wires", broken)
+        monkeypatch.setattr(cache, "invalidate", broken)
         session.get_one(User, 1).name = "changed"
         session.commit()
         assert "a bug" in caplog.text
@@ -327,13 +327,13 @@ def test_no_connection_is_held_while_keys_are_deleted(
     users: Repository[User], sessions: Sessions, engine: Engine, cache: Cache
 ) -> None:
     held: list[int] = []
-    original: Callable[..., None] = cache.delete_wires
+    original: Callable[..., None] = cache.invalidate
 
-    def watched(wires: Any) -> None:
+    def watched(invalidation: Any) -> None:
         held.append(engine.pool.checkedout())  # type: ignore[attr-defined]
-        original(wires)
+        original(invalidation)
 
-    cache.delete_wires = watched  # type: ignore[method-assign]
+    cache.invalidate = watched  # type: ignore[method-assign]
     with sessions.begin() as session:
         session.get_one(User, 1).name = "changed"
     assert held == [0]

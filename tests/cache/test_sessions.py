@@ -130,12 +130,12 @@ def test_a_time_limit_goes_on_to_the_caller_and_the_delete_is_repeated(
     users = cache.repository(User, sessions)
     assert users.get(1) is not None
 
-    def interrupted(wires: Any) -> None:
-        for address, group in cache.planner.group_wires(wires).items():
+    def interrupted(invalidation: Any) -> None:
+        for address, group in cache.planner.group_wires(invalidation.wires).items():
             client._endpoints[address].state._miss(group)
         raise TimeLimit
 
-    monkeypatch.setattr(cache, "delete_wires", interrupted)
+    monkeypatch.setattr(cache, "invalidate", interrupted)
     with sessions() as session:
         session.get_one(User, 1).name = "Lee"
         with pytest.raises(TimeLimit):

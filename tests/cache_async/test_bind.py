@@ -102,15 +102,15 @@ def test_the_delete_comes_after_the_commit_is_visible_and_holds_no_connection(
     users: AsyncRepository[User], sessions: Sessions, engine: AsyncEngine, cache: Cache, run: Run
 ) -> None:
     seen: list[str] = []
-    original = cache.delete_wires_async
+    original = cache.invalidate_async
 
-    async def watched(wires: Any) -> None:
+    async def watched(invalidation: Any) -> None:
         async with AsyncSession(engine) as other:
             seen.append((await other.get_one(User, 1)).name)
         await until(lambda: not engine.pool.checkedout())  # type: ignore[attr-defined]
-        await original(wires)
+        await original(invalidation)
 
-    cache.delete_wires_async = watched  # type: ignore[method-assign]
+    cache.invalidate_async = watched  # type: ignore[method-assign]
 
     async def main() -> None:
         async with sessions.begin() as session:
