@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from kvcluster.cluster import Cluster
+from kvcluster.cluster import Cluster, FollowingCluster
 from kvcluster.errors import KvclusterError
+from kvcluster.following.plans import Refetch
 from kvcluster.plan import Plan
-from kvcluster.planner import Key, cas_number
+from kvcluster.planner import Key
 from kvcluster.protocol.requests import Request, wire_key
 from kvcluster.topology import Node
 from kvcluster.transport.aio import DOUBTFUL, MISSING, AsyncConnection, AsyncEndpoint
 from kvcluster.transport.connection import keep_alive
+
+if TYPE_CHECKING:
+    from kvcluster.sources import TopologySource
 
 T = TypeVar("T")
 
@@ -63,6 +67,21 @@ class AsyncClient(Cluster[AsyncEndpoint]):
                 if self._keepalive is not None:
                     keep_alive(transport.get_extra_info("socket"), self._keepalive)
         return protocol
+
+    @classmethod
+    def from_topology(cls, source: TopologySource, **settings: Any) -> FollowingAsyncClient:
+        """A client for a cluster that may be resized while it is used: it follows the topology that a source holds.
+
+        Each answer brings the epoch of its node, so that a change of the topology is noticed by the next command, and done again if
+        need be. During a resize a command goes to the old and the new owner of a key as `kvcluster.phases` says. ``noreply`` is
+        taken, and the answers are awaited. A CAS token is good at one node and for one epoch.
+
+        :param source: a `kvcluster.sources.FileSource` or `kvcluster.sources.TableSource`
+        :param settings: as for `Client`, but for nodes, placement and slots, which are the source's
+        :raises ConfigurationError: for a source without a topology, or a setting that cannot be used
+        :raises SourceUnavailable: where the source cannot be read
+        """
+        return FollowingAsyncClient(source, **settings)
 
     async def exchange(self, address: str, request: Request, namespace: str) -> KvclusterError | None:
         """Exchange one request with one node. A failure is counted and returned, not raised."""
@@ -169,7 +188,7 @@ class AsyncClient(Cluster[AsyncEndpoint]):
 
         :param cas: the CAS number that `gets` returned
         """
-        return await self.run(self._planner.store(b"S", key, value, expire, flags, noreply, cas_number(cas)))
+        return await self.run(self._planner.store(b"S", key, value, expire, flags, noreply, self._planner.token(cas)))
 
     async def set_many(
         self, values: Mapping[Key, Any], expire: float = 0, noreply: bool = False, flags: int | None = None
@@ -257,3 +276,42 @@ class AsyncClient(Cluster[AsyncEndpoint]):
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
+
+
+class FollowingAsyncClient(FollowingCluster[AsyncEndpoint], AsyncClient):
+    """What `AsyncClient.from_topology` makes."""
+
+    async def run(self, plan: Plan[T]) -> T:
+        """Carry out a plan, and those that follow from it, and return the result."""
+        if self._follower.due:
+            self._keep_up()
+        while True:
+            outcome: T | Plan[T]
+            if isinstance(plan, Refetch):
+                outcome = await self._refetched(plan)
+            else:
+                outcome = plan.finish(await self._exchange(plan) if plan.requests else {})
+            if not isinstance(outcome, Plan):
+                return outcome
+            plan = outcome
+
+    async def _refetched(self, plan: Refetch[T]) -> T | Plan[T]:
+        needs = self._follower.refetch(plan, lambda: self._planner, self._follow)
+        try:
+            need = next(needs)
+            while True:
+                try:
+                    result = await asyncio.to_thread(need)
+                except KvclusterError as error:
+                    need = needs.throw(error)
+                else:
+                    need = needs.send(result)
+        except StopIteration as stop:
+            return plan.resume(self._planner, stop.value)
+
+    async def get(self, key: Key, default: Any = None) -> Any:
+        """The value of a key, or ``default`` where there is none.
+
+        :raises IllegalKey: for a key that cannot be used
+        """
+        return (await self.run(self._planner.get_many((key,)))).get(key, default)

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from kvcluster.cluster import Cluster
+from kvcluster.cluster import Cluster, FollowingCluster
 from kvcluster.errors import KvclusterError
+from kvcluster.following.plans import Refetch
 from kvcluster.plan import Plan
-from kvcluster.planner import Key, cas_number
+from kvcluster.planner import Key
 from kvcluster.protocol.requests import Fetch, Request, get, wire_key
 from kvcluster.topology import Node
 from kvcluster.transport.connection import Stream, dial
 from kvcluster.transport.exchange import exchange as exchange_all
 from kvcluster.transport.pool import Endpoint
+
+if TYPE_CHECKING:
+    from kvcluster.sources import TopologySource
 
 T = TypeVar("T")
 _ABSENT: Final = object()
@@ -66,6 +70,21 @@ class Client(Cluster[Endpoint]):
 
             return embedded.MemorySocket(embedded.node(node.memory_name))
         return dial(node, self._connect_timeout, self._timeout, self._keepalive, self._tls)
+
+    @classmethod
+    def from_topology(cls, source: TopologySource, **settings: Any) -> FollowingClient:
+        """A client for a cluster that may be resized while it is used: it follows the topology that a source holds.
+
+        Each answer brings the epoch of its node, so that a change of the topology is noticed by the next command, and done again if
+        need be. During a resize a command goes to the old and the new owner of a key as `kvcluster.phases` says. ``noreply`` is
+        taken, and the answers are awaited. A CAS token is good at one node and for one epoch.
+
+        :param source: a `kvcluster.sources.FileSource` or `kvcluster.sources.TableSource`
+        :param settings: as for `Client`, but for nodes, placement and slots, which are the source's
+        :raises ConfigurationError: for a source without a topology, or a setting that cannot be used
+        :raises SourceUnavailable: where the source cannot be read
+        """
+        return FollowingClient(source, **settings)
 
     def exchange(self, address: str, request: Request, namespace: str) -> KvclusterError | None:
         """Exchange one request with one node. A failure is counted and returned, not raised."""
@@ -157,7 +176,7 @@ class Client(Cluster[Endpoint]):
 
         :param cas: the CAS number that `gets` returned
         """
-        return self.run(self._planner.store(b"S", key, value, expire, flags, noreply, cas_number(cas)))
+        return self.run(self._planner.store(b"S", key, value, expire, flags, noreply, self._planner.token(cas)))
 
     def set_many(self, values: Mapping[Key, Any], expire: float = 0, noreply: bool = False, flags: int | None = None) -> list[Key]:
         """Store values, at all nodes at the same time; returns the keys that were not stored. Parameters as for `set`."""
@@ -258,3 +277,42 @@ class Client(Cluster[Endpoint]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class FollowingClient(FollowingCluster[Endpoint], Client):
+    """What `Client.from_topology` makes."""
+
+    def run(self, plan: Plan[T]) -> T:
+        """Carry out a plan, and those that follow from it, and return the result."""
+        if self._follower.due:
+            self._keep_up()
+        while True:
+            outcome: T | Plan[T]
+            if isinstance(plan, Refetch):
+                outcome = self._refetched(plan)
+            else:
+                outcome = plan.finish(exchange_all(self._endpoints, plan, 2 * self._timeout) if plan.requests else {})
+            if not isinstance(outcome, Plan):
+                return outcome
+            plan = outcome
+
+    def _refetched(self, plan: Refetch[T]) -> T | Plan[T]:
+        needs = self._follower.refetch(plan, lambda: self._planner, self._follow)
+        try:
+            need = next(needs)
+            while True:
+                try:
+                    result = need()
+                except KvclusterError as error:
+                    need = needs.throw(error)
+                else:
+                    need = needs.send(result)
+        except StopIteration as stop:
+            return plan.resume(self._planner, stop.value)
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The value of a key, or ``default`` where there is none.
+
+        :raises IllegalKey: for a key that cannot be used
+        """
+        return self.run(self._planner.get_many((key,))).get(key, default)

@@ -12,7 +12,7 @@ import ssl
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from pymemcache.client.base import Client as AdminClient
@@ -24,8 +24,12 @@ from kvcluster.errors import ConfigurationError, IllegalKey, KvclusterError, Nod
 from kvcluster.placement import Placement, moved, placement
 from kvcluster.planner import ITEM_SIZE_MAX, Planner
 from kvcluster.stats.counters import Counters, Statistics
-from kvcluster.topology import DEFAULT_SLOTS, Node, NodeSpec, Topology, redacted
+from kvcluster.topology import DEFAULT_SLOTS, Document, Node, NodeSpec, Topology, redacted
 from kvcluster.transport.state import NodeState
+
+if TYPE_CHECKING:
+    from kvcluster.following.planner import FollowingPlanner
+    from kvcluster.sources import TopologySource
 
 URL_VARIABLE: Final = "KVCLUSTER_URL"
 
@@ -98,7 +102,7 @@ class Cluster(Generic[E]):
         self._topology = Topology(_as_list(nodes), placement, slots)
         raw_prefix = _checked_prefix(prefix)
         self._endpoints: dict[str, E] = {}
-        self._add_endpoints(self._topology)
+        self._add_endpoints(self._topology.nodes)
         self._planner = Planner(
             _placement_of(self._topology),
             raw_prefix,
@@ -146,7 +150,7 @@ class Cluster(Generic[E]):
         with self._changing:
             topology = Topology(_as_list(nodes), self._topology.placement, self._topology.slots)
             before, after = self._planner.placement, _placement_of(topology)
-            self._add_endpoints(topology)
+            self._add_endpoints(topology.nodes)
             self._planner = replace(self._planner, placement=after)
             self._topology = topology
             members = {node.address for node in topology.nodes}
@@ -196,8 +200,8 @@ class Cluster(Generic[E]):
         endpoints = list(self._endpoints.values())
         return f"<{type(self).__name__} of {len(self._topology.nodes)} nodes, {self._topology.placement}: {endpoints}>"
 
-    def _add_endpoints(self, topology: Topology) -> None:
-        for node in topology.nodes:
+    def _add_endpoints(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
             if node.address not in self._endpoints:
                 self._endpoints[node.address] = self._endpoint(node)
 
@@ -238,6 +242,54 @@ class Cluster(Generic[E]):
             raise NodeError(node.address, str(error)) from error
         finally:
             admin.close()
+
+
+class FollowingCluster(Cluster[E]):
+    """The base of what `Client.from_topology` and `AsyncClient.from_topology` make: the topology is a source's, and may change."""
+
+    _planner: FollowingPlanner
+
+    def __init__(self, source: TopologySource, **settings: Any) -> None:
+        from kvcluster.following.follower import Follower  # here, because few programs need it
+
+        self._follower = Follower(source)
+        document = self._follower.document
+        super().__init__(document.nodes, document.placement, slots=document.slots, **settings)
+        self._follow(document)
+
+    @property
+    def document(self) -> Document:
+        """What the source said last."""
+        return self._follower.document
+
+    def set_nodes(self, nodes: Iterable[NodeSpec]) -> float:
+        """Refused: the nodes are the source's.
+
+        :raises ConfigurationError: always
+        """
+        raise ConfigurationError("nodes of a client that follows a topology are changed at its source: kvcluster rebalance")
+
+    def _follow(self, document: Document) -> None:
+        """Use the nodes, the placement and the phase of a document from now on, unless it is older than what is known."""
+        from kvcluster.following.planner import following_planner
+
+        planner = following_planner(document, self._planner)
+        with self._changing:
+            if not self._follower.accept(document):
+                return
+            self._add_endpoints(document.members)
+            self._planner = planner
+            self._topology = document.topology
+            members = {node.address for node in document.members}
+            for address, endpoint in self._endpoints.items():
+                self._keep(endpoint, address in members)
+
+    def _keep_up(self) -> None:
+        """Take over what was read in the background, and look again where it is time."""
+        news, self._follower.news = self._follower.news, None
+        if news is not None:
+            self._follow(news)
+        self._follower.look()
 
 
 _PREFIX = re.compile(rb"[\x21-\x7e\x80-\xff]{0,150}").fullmatch

@@ -202,7 +202,7 @@ class Planner:
         probe = Commands(requests.meta_get(wire, b"s f c O" + token), 1, opaque=token)
         return Single(self.namespace, address, probe, store, _false)
 
-    def store_many(self, values: Mapping[Key, Any], expire: float, flags: int | None, noreply: bool) -> StoreMany:
+    def store_many(self, values: Mapping[Key, Any], expire: float, flags: int | None, noreply: bool) -> Plan[list[Any]]:
         """Store values; the result is the keys that were not stored."""
         token = requests.opaque()
         options = b"T%d %b" % (self.ttl(expire), b"q" if noreply else b"O" + token)
@@ -217,20 +217,25 @@ class Planner:
             names_by_node[address] = names
         return StoreMany(self.namespace, stores, names_by_node)
 
-    def delete_many(self, keys: Iterable[Key]) -> DeleteMany:
+    def delete_many(self, keys: Iterable[Key]) -> Plan[dict[Any, bool]]:
         """Delete keys; the result says for each whether it was there."""
         return self._deletion(self.group(keys))
 
-    def invalidate(self, invalidation: Invalidation) -> DeleteMany:
+    def invalidate(self, invalidation: Invalidation) -> Plan[dict[Any, bool]]:
         """Delete keys and renew stamps, which are their own names in the result. One request for each node concerned: with stamps,
         for each node there is.
         """
-        groups = self.group_wires(invalidation.wires)
-        if not (stamps := invalidation.stamps):
-            return self._deletion({address: (group, group) for address, group in groups.items()})
-        value = os.urandom(STAMP_SIZE)
-        renewals = {node.address: Renewals(groups.get(node.address, ()), stamps, value) for node in self.placement.nodes}
-        return DeleteMany(self.namespace, renewals, {address: request.deletes for address, request in renewals.items()})
+        stamps = {node.address: invalidation.stamps for node in self.placement.nodes} if invalidation.stamps else {}
+        return self.renewal(invalidation.wires, stamps, os.urandom(STAMP_SIZE))
+
+    def renewal(self, wires: Sequence[bytes], stamps: Mapping[str, Sequence[bytes]], value: bytes) -> DeleteMany:
+        """Delete keys, and renew stamps with one value at the addresses given."""
+        groups = self.group_wires(wires)
+        requests: dict[str, Deletes] = {
+            address: Renewals(groups.get(address, ()), stamps[address], value) if address in stamps else Deletes.of(groups[address])
+            for address in {**stamps, **groups}
+        }
+        return DeleteMany(self.namespace, requests, {address: request.deletes for address, request in requests.items()})
 
     def _deletion(self, groups: Mapping[str, tuple[Sequence[bytes], Sequence[Any]]]) -> DeleteMany:
         deletes: dict[str, Request] = {address: Deletes.of(wires) for address, (wires, _) in groups.items()}
@@ -281,6 +286,13 @@ class Planner:
         return Single(self.namespace, address, Commands(payload, 1), meaning, _none)
 
     # -- values and numbers
+
+    def token(self, cas: int | str | bytes) -> bytes:
+        """A CAS number as `store` takes it.
+
+        :raises IllegalValue: for what `gets` cannot have returned
+        """
+        return cas_number(cas)
 
     def encode(self, value: Any, flags: int | None) -> tuple[bytes, int]:
         """A value's bytes and client flags.
