@@ -167,6 +167,7 @@ class Server:
         guard = subprocess.Popen(
             ["sh", "-c", _GUARD, "guard", *command],
             stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # where a shell tells of what was killed
             cwd="/",
             env={**os.environ, "DIRECTORY": str(directory), "END": self._dialect.end},
             start_new_session=True,  # Ctrl-C is for the tests, which then let go of the pipe

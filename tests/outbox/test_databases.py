@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,20 +35,23 @@ def test_tests_do_not_meet_in_one_database(database: Database) -> None:
 def test_nothing_outlives_the_tests(kind: str, how: str) -> None:
     if "(/" not in describe(kind):
         pytest.skip(f"{kind} is not run from a binary here")
-    script = f"from tests.databases import Server; server = Server({kind!r}); print(server.directory, flush=True); input()"
-    child = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    directory = child.stdout.readline().strip()
-    try:
-        assert os.path.isdir(directory)
-    finally:
-        child.send_signal(2 if how == "Ctrl-C" else 9)
-        child.wait()
-        child.stdout.close()
-        child.stdin.close()
+    script = f"""
+import time
+from tests.databases import Server
+server = Server({kind!r})
+print(server.directory, flush=True)
+while True:
+    time.sleep(0.05)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        try:
+            directory = child.stdout.readline().strip()
+            assert os.path.isdir(directory)
+            child.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
+            child.wait(20)
+        finally:
+            child.kill()
     deadline = time.monotonic() + 20
     while os.path.isdir(directory):
         assert time.monotonic() < deadline

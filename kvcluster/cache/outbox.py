@@ -1,0 +1,438 @@
+"""The outbox: what a commit invalidates, written down in the same transaction, so that a crash after the commit loses nothing.
+
+A transaction adds one row that holds the keys to delete and the stamps to renew. After the commit the writer tells the nodes
+itself, as it does without an outbox, and acknowledges: the row is deleted, together with others, by a background thread, because a
+transaction of its own for each would double the cost of a write. A row that is still there after some seconds belonged to a writer
+that died, or to a node that could not be told; a worker (`kvcluster.cache.worker`) does what it says. Doing that twice, or for a
+transaction that was invalidated long ago, costs a load and nothing else. So an acknowledgement may be lost, and a row may not.
+
+Rows are found because they exist, never by being newer than the last one seen: ids are given out in another order than
+transactions commit in. Ids are never used again, or a late acknowledgement would delete somebody else's row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from kvcluster.cache import fork
+from kvcluster.errors import ConfigurationError, KvclusterError, MissingExtra
+from kvcluster.protocol.requests import BinaryKey
+
+try:
+    from sqlalchemy import (
+        BigInteger,
+        Column,
+        Connection,
+        Engine,
+        Integer,
+        LargeBinary,
+        MetaData,
+        Table,
+        bindparam,
+        delete,
+        func,
+        insert,
+        inspect,
+        select,
+    )
+    from sqlalchemy.dialects.mysql import LONGBLOB
+    from sqlalchemy.ext.compiler import compiles
+    from sqlalchemy.sql.functions import FunctionElement
+except ImportError:
+    raise MissingExtra("sql", "an outbox") from None
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+log = logging.getLogger("kvcluster")
+
+TABLE: Final = "kvcluster_outbox"
+FORMAT: Final = 1  # of a row's payload
+KEYS_PER_ROW: Final = 4_000  # of 250 bytes each at most: a row stays far below what databases take in one statement
+DIALECTS: Final = ("sqlite", "mysql", "mariadb", "postgresql")
+_BATCH: Final = 500  # rows deleted by one statement
+_UNACKNOWLEDGED_MAX: Final = 100_000  # rows that wait for their acknowledgement; what is beyond is left to the worker
+_BINARY: Final = 1  # msgpack's extension type of a key that travels in base64
+
+
+class Unreadable(KvclusterError):
+    """A row was written by a release whose format this one does not know, or not by kvcluster."""
+
+
+class Invalidated(Protocol):
+    """What a transaction invalidates."""
+
+    @property
+    def wires(self) -> Sequence[bytes]:
+        """Keys to delete where they are, as nodes store them."""
+
+    @property
+    def stamps(self) -> Sequence[bytes]:
+        """Keys of stamps, which are on every node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a row says.
+
+    :ivar wires: keys to delete at their owners
+    :ivar stamps: keys to delete on every node; a stamp that is not there is made anew by whoever needs it, so that what was stored
+        under the old one is no longer valid
+    :ivar told: addresses of the nodes that have deleted the stamps already
+
+    >>> Message.unpack(Message((b"shop:User:1",), (b"shop:__stamp:table:user",)).pack()).wires
+    (b'shop:User:1',)
+    """
+
+    wires: tuple[bytes, ...]
+    stamps: tuple[bytes, ...] = ()
+    told: tuple[str, ...] = ()
+
+    def pack(self) -> bytes:
+        """The row's payload: msgpack of the format's number and the fields in their order."""
+        return _encode((FORMAT, [*map(_packed, self.wires)], [*map(_packed, self.stamps)], self.told))
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Message:
+        """What a payload says.
+
+        :raises Unreadable: where this release cannot know
+        """
+        try:
+            written, *rest = _decode(payload)
+            message = cls(*map(tuple, rest)) if written == FORMAT else None
+        except (ValueError, TypeError) as error:
+            raise Unreadable(f"not an outbox's payload: {error}") from None
+        if message is None:
+            raise Unreadable(f"payload has format {written!r:.20}, this release reads {FORMAT}")
+        if not all(isinstance(key, bytes) for key in message.wires + message.stamps):
+            raise Unreadable("not an outbox's payload: keys are bytes")
+        return message
+
+
+def _packed(key: bytes) -> bytes | msgspec.msgpack.Ext:
+    return msgspec.msgpack.Ext(_BINARY, key) if type(key) is BinaryKey else key
+
+
+def _unpacked(code: int, data: memoryview) -> BinaryKey:
+    if code != _BINARY:
+        raise ValueError(f"unknown extension type {code}")
+    return BinaryKey(data)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Any], ext_hook=_unpacked).decode
+
+
+class Now(FunctionElement[int]):
+    """Milliseconds since 1970 by the database's clock, at this statement and not at the beginning of its transaction."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(Now, "sqlite")
+def _(element: Now, compiler: Any, **options: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+
+
+@compiles(Now, "mysql")
+@compiles(Now, "mariadb")
+def _(element: Now, compiler: Any, **options: Any) -> str:
+    # Not UNIX_TIMESTAMP(): it goes through local time, which has an hour twice a year.
+    return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) DIV 1000"
+
+
+@compiles(Now, "postgresql")
+def _(element: Now, compiler: Any, **options: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+def table_of(name: str = TABLE) -> Table:
+    """The table, for `create_all` and for migrations."""
+    return Table(
+        name,
+        MetaData(),
+        Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+        Column("created_at", BigInteger, nullable=False, default=Now()),
+        Column("payload", LargeBinary().with_variant(LONGBLOB, "mysql", "mariadb"), nullable=False),
+        mysql_engine="InnoDB",
+        sqlite_autoincrement=True,  # else SQLite gives the last id again
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far the cache is behind the database.
+
+    :ivar rows: that are not acknowledged
+    :ivar oldest: the age of the oldest, in seconds
+    """
+
+    rows: int
+    oldest: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxStatistics:
+    """What this process did with an outbox.
+
+    :ivar written: rows, of transactions that were rolled back too
+    :ivar acknowledged: rows deleted because what they say was done
+    :ivar left: rows left to the worker though it was done, because they could not be deleted
+    """
+
+    written: int
+    acknowledged: int
+    left: int
+
+
+class Outbox:
+    """A table of invalidations in the database whose changes they belong to. Made by `Cache.create_outbox` and `Cache.use_outbox`.
+
+    :param name: the table's. Caches on the same nodes share one
+    :param delay: seconds that acknowledgements are gathered for
+    """
+
+    def __init__(self, name: str = TABLE, *, delay: float = 0.5) -> None:
+        self.table = table_of(name)
+        self._insert = insert(self.table)
+        # One by one: to delete several at once MariaDB may read the whole table, and wait for rows that others have locked.
+        self.deletion = delete(self.table).where(self.table.c.id == bindparam("row"))
+        self._delay = delay
+        self._tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+        fork.renewed(self)
+        _outboxes.add(self)
+
+    def renew(self) -> None:
+        """Begin with nothing written; in a forked child too, whose parent acknowledges its own rows."""
+        self._changed = threading.Condition()
+        self._rows: list[tuple[Engine, int]] = []  # done, not yet acknowledged, of engines for threads
+        self._async_rows: dict[asyncio.AbstractEventLoop, list[tuple[Engine, int]]] = {}
+        self._thread: threading.Thread | None = None
+        self._hurry = False
+        self._failing = False
+        self._written = self._acknowledged = self._left = 0
+
+    def __repr__(self) -> str:
+        return f"<Outbox {self.table.name} {self.statistics()}>"
+
+    def statistics(self) -> OutboxStatistics:
+        """What this process did since the outbox was made."""
+        return OutboxStatistics(self._written, self._acknowledged, self._left)
+
+    # -- the table
+
+    def create(self, connection: Connection) -> None:
+        """Make the table where it is missing.
+
+        :raises ConfigurationError: for a database, or a table, that cannot be an outbox
+        """
+        _require_dialect(connection)
+        self.table.metadata.create_all(connection)
+        self.check(connection)
+
+    def check(self, connection: Connection) -> None:
+        """Look whether the table is there and has transactions.
+
+        :raises ConfigurationError: where it has not
+        """
+        _require_dialect(connection)
+        if not inspect(connection).has_table(self.table.name):
+            raise ConfigurationError(
+                f"there is no table {self.table.name} in this database: make it by cache.create_outbox(engine), "
+                "or by the migration in docs/outbox.md"
+            )
+        if connection.dialect.name in ("mysql", "mariadb"):
+            options = inspect(connection).get_table_options(self.table.name)
+            kind = options.get("mysql_engine") or options.get("mariadb_engine")
+            if str(kind).lower() != "innodb":
+                raise ConfigurationError(
+                    f"table {self.table.name} is kept by {kind}, not InnoDB, and would not share the fate of a transaction: "
+                    f"ALTER TABLE {self.table.name} ENGINE=InnoDB"
+                )
+
+    def lag(self, connection: Connection) -> Lag:
+        """How far the cache is behind this database."""
+        created = self.table.c.created_at
+        rows, age = connection.execute(select(func.count(), Now() - func.min(created))).one()
+        return Lag(rows, max(0, age or 0) / 1000)
+
+    # -- the writer
+
+    def write(self, connection: Connection, invalidation: Invalidated) -> tuple[int, ...]:
+        """Write down, in the transaction that this connection is in, what it invalidates.
+
+        :returns: the row's id, for `done`; several where there are very many keys
+        """
+        ids = []
+        for message in _messages(invalidation):
+            key: Any = connection.execute(self._insert, {"payload": message.pack()}).inserted_primary_key
+            ids.append(key[0])
+        self._written += len(ids)
+        return tuple(ids)
+
+    def done(self, engine: Engine, ids: Iterable[int]) -> None:
+        """Acknowledge rows of committed transactions whose invalidation has reached all nodes. Never waits, never raises.
+
+        :param engine: what they were written with; of an asynchronous one call this in its event loop
+        """
+        rows = [(engine, id) for id in ids]
+        if engine.dialect.is_async:
+            self._done_async(rows)
+            return
+        with self._changed:
+            if len(self._rows) >= _UNACKNOWLEDGED_MAX:
+                self._left += len(rows)
+                return
+            self._rows += rows
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._acknowledge, name="kvcluster-outbox", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError:  # the interpreter is about to end
+                    self._thread = None
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until what is done is acknowledged; whether that was so within ``timeout`` seconds. It happens at exit by itself."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(lambda: self._thread is None, timeout)
+            finally:
+                self._hurry = False
+
+    async def flush_async(self) -> None:
+        """As `flush`, for what is done in this event loop. Before the loop ends, else the worker does those rows again."""
+        loop = asyncio.get_running_loop()
+        if task := self._tasks.pop(loop, None):
+            task.cancel()
+        await self._delete_async(self._async_rows.pop(loop, []))
+
+    def _acknowledge(self) -> None:
+        """In the background: gather, delete, and end when there is nothing left."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._hurry, self._delay)
+                rows, self._rows = self._rows, []
+                if not rows:
+                    self._thread = None
+                    self._changed.notify_all()
+                    return
+            for engine, ids in _batches(rows):
+                with self._judged(len(ids)), quiet(engine).begin() as connection:
+                    connection.execute(self.deletion, named(ids))
+
+    def _done_async(self, rows: list[tuple[Engine, int]]) -> None:
+        loop = asyncio.get_running_loop()
+        waiting = self._async_rows.setdefault(loop, [])
+        if len(waiting) >= _UNACKNOWLEDGED_MAX:
+            self._left += len(rows)
+            return
+        waiting += rows
+        if loop not in self._tasks:
+            self._tasks[loop] = loop.create_task(self._acknowledge_async(loop))
+
+    async def _acknowledge_async(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            await asyncio.sleep(self._delay)
+        finally:
+            del self._tasks[loop]
+        await self._delete_async(self._async_rows.pop(loop, []))
+
+    async def _delete_async(self, rows: list[tuple[Engine, int]]) -> None:
+        from sqlalchemy.ext.asyncio import AsyncEngine  # here, because it needs greenlet
+
+        for engine, ids in _batches(rows):
+            with self._judged(len(ids)):
+                async with AsyncEngine(quiet(engine)).begin() as connection:
+                    await connection.execute(self.deletion, named(ids))
+
+    @contextmanager
+    def _judged(self, rows: int) -> Iterator[None]:
+        """Count an attempt to acknowledge, and log when that begins to fail, and when it works again."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, the next rows are to be acknowledged all the same
+            self._left += rows
+            if not self._failing:
+                log.warning("table %s: done rows were not deleted, the worker will see to them: %s", self.table.name, cause(error))
+            self._failing = True
+        else:
+            self._acknowledged += rows
+            if self._failing:
+                log.warning("table %s: done rows are deleted again", self.table.name)
+            self._failing = False
+
+
+_outboxes: Final[weakref.WeakSet[Outbox]] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    for outbox in list(_outboxes):
+        outbox.flush(1.0)
+
+
+async def create_async(outbox: Outbox, engine: AsyncEngine) -> None:
+    """As `Outbox.create`, by an asynchronous engine."""
+    async with engine.begin() as connection:
+        await connection.run_sync(outbox.create)
+
+
+def quiet(engine: Engine) -> Engine:
+    """An engine, on the same pool, for transactions that lock the rows they name and no more.
+
+    At its default isolation InnoDB locks the gaps beside them too, and every transaction that writes a row would wait.
+    """
+    if engine.dialect.name == "sqlite":
+        return engine
+    return engine.execution_options(isolation_level="READ COMMITTED")
+
+
+def named(ids: Iterable[int]) -> list[dict[str, int]]:
+    """The parameters of `Outbox.deletion`. In the order of the ids, so that two who delete the same rows do not deadlock."""
+    return [{"row": id} for id in sorted(ids)]
+
+
+def cause(error: BaseException) -> str:
+    """What an error says, in one line, without statements and their parameters."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())[:300]
+
+
+def _require_dialect(connection: Connection) -> None:
+    dialect, database = connection.dialect, connection.engine.url.database
+    if dialect.name not in DIALECTS:
+        raise ConfigurationError(f"an outbox can be in SQLite, MariaDB, MySQL and PostgreSQL, not in {dialect.name}")
+    if dialect.name == "sqlite" and database in (None, "", ":memory:"):
+        raise ConfigurationError("an outbox cannot be in a database in memory, which ends with its process")
+
+
+def _messages(invalidation: Invalidated) -> Iterator[Message]:
+    wires, stamps = invalidation.wires, tuple(invalidation.stamps)
+    yield Message(tuple(wires[:KEYS_PER_ROW]), stamps)
+    for start in range(KEYS_PER_ROW, len(wires), KEYS_PER_ROW):
+        yield Message(tuple(wires[start : start + KEYS_PER_ROW]))
+
+
+def _batches(rows: Sequence[tuple[Engine, int]]) -> Iterator[tuple[Engine, list[int]]]:
+    """Ids by engine, in batches."""
+    by_engine: dict[Engine, list[int]] = {}
+    for engine, id in rows:
+        by_engine.setdefault(engine, []).append(id)
+    for engine, ids in by_engine.items():
+        remaining = iter(ids)
+        while batch := list(islice(remaining, _BATCH)):
+            yield engine, batch
