@@ -30,12 +30,14 @@ from kvcluster.planner import Planner
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-    from sqlalchemy.ext.asyncio import async_sessionmaker
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
     from sqlalchemy.orm import sessionmaker
 
     from kvcluster.aio import AsyncClient
     from kvcluster.cache.aio import AsyncLoader
     from kvcluster.cache.aio_repository import AsyncRepository
+    from kvcluster.cache.outbox import Outbox
     from kvcluster.cache.repository import Repository, RepositoryBase
 
 P = ParamSpec("P")
@@ -90,6 +92,7 @@ class Cache:
         fork.renewed(self)
         self.loaders: list[LoaderBase[..., Any]] = []
         self.repositories: dict[type[Any], list[RepositoryBase[Any]]] = {}
+        self.outbox: Outbox | None = None
         if client is not None:
             self.connect(client)
 
@@ -331,6 +334,43 @@ class Cache:
         from kvcluster.cache.invalidation import bind  # here, because it needs the extra
 
         bind(self, session_factory)
+
+    @overload
+    def create_outbox(self, engine: Engine, name: str = ...) -> None: ...
+
+    @overload
+    def create_outbox(self, engine: AsyncEngine, name: str = ...) -> Coroutine[Any, Any, None]: ...
+
+    def create_outbox(self, engine: Engine | AsyncEngine, name: str = "kvcluster_outbox") -> Coroutine[Any, Any, None] | None:
+        """Make the outbox's table where it is missing, and use it, see `use_outbox`. With an ``AsyncEngine`` the call is awaited.
+
+        :param engine: the database of the sessions that are bound: SQLite, MariaDB, MySQL or PostgreSQL
+        :param name: the table's
+        :raises MissingExtra: without ``kvcluster[sql]``
+        :raises ConfigurationError: for a database, or a table, that cannot be an outbox
+        """
+        from kvcluster.cache.outbox import Outbox, created  # here, because it needs the extra
+
+        outbox = Outbox(name)
+
+        def use() -> None:
+            self.outbox = outbox
+
+        return created(outbox, engine, use)
+
+    def use_outbox(self, name: str = "kvcluster_outbox") -> None:
+        """Let bound sessions write what they invalidate into this table, in their own transactions.
+
+        A crash between a commit and its invalidation then loses nothing: ``kvcluster worker`` does what is left. A database that
+        sessions change must have the table, made by `create_outbox` or by a migration (``docs/outbox.md``): where the row cannot
+        be written, nothing is committed.
+
+        :param name: the table's. Caches on the same nodes may share one
+        :raises MissingExtra: without ``kvcluster[sql]``
+        """
+        from kvcluster.cache.outbox import Outbox  # here, because it needs the extra
+
+        self.outbox = Outbox(name)
 
     def count_unstored(self, client: Client | AsyncClient, wires: Sequence[bytes]) -> None:
         """Count values that are read past the cache."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from kvcluster.aio import AsyncClient
     from kvcluster.cache import Cache
+    from kvcluster.cache.outbox import Written
 
 log = logging.getLogger("kvcluster")
 
@@ -47,11 +49,14 @@ class _Pending:
     def __init__(self) -> None:
         self.rows: dict[tuple[RepositoryBase[Any], Any], None] = {}
         self.committing = False
+        self.committed = False
+        self.recorded = 0  # rows that are in the outbox, the first ones
+        self.written: list[Written] = []
 
-    def wires(self) -> list[bytes]:
+    def wires(self, since: int = 0) -> list[bytes]:
         """The rows' keys, without repetition: repositories of one model share them. One that cannot be is left out."""
         wires: dict[bytes, None] = {}
-        for repository, id in self.rows:
+        for repository, id in islice(self.rows, since, None):
             try:
                 wires[repository.wire(id)] = None
             except IllegalKey as error:
@@ -80,10 +85,28 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
     def before_commit(session: Session) -> None:
         if session.get_nested_transaction() is None:
             session.info.setdefault(slot, _Pending()).committing = True  # before the last flush, which adds keys
+            if cache.outbox is not None:
+                session.flush()
+                record(session)
+
+    def record(session: Session, context: object = None) -> None:
+        """Write down, in the transaction, what it changed. Once the commit has begun; a flush after that is another listener's."""
+        pending = session.info.get(slot)
+        if cache.outbox is None or pending is None or not pending.committing or pending.recorded == len(pending.rows):
+            return
+        if cache.connected:  # else the keys are not known, which is logged afterwards
+            models = [repository.model for repository, _ in islice(pending.rows, pending.recorded, None)]
+            invalidation = Invalidation(tuple(pending.wires(pending.recorded)))
+            pending.written += cache.outbox.record(session, models, invalidation)
+        pending.recorded = len(pending.rows)
 
     def after_commit(session: Session) -> None:
         """In a task: a cancellation while the session gives its connection back keeps ``after_transaction_end`` from coming."""
-        if session.get_nested_transaction() is None and (pending := session.info.pop(slot, None)) is not None and pending.rows:
+        if session.get_nested_transaction() is not None or (pending := session.info.get(slot)) is None:
+            return
+        pending.committed = True
+        if is_async and pending.rows:
+            del session.info[slot]
             session.info[slot_of_task] = asyncio.get_running_loop().create_task(delete_async(pending))
 
     def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
@@ -106,6 +129,7 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
     def delete(pending: _Pending) -> None:
         try:
             cache.invalidate(Invalidation(tuple(pending.wires())))
+            acknowledge(pending)
         except DeleteFailed as error:
             retries.start(cache.client, error)
         except BaseException as error:
@@ -119,6 +143,7 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
     async def delete_async(pending: _Pending) -> None:
         try:
             await cache.invalidate_async(Invalidation(tuple(pending.wires())))
+            acknowledge(pending)
         except DeleteFailed as error:
             retries.start_async(cache.async_client, error)
         except Exception as error:
@@ -129,11 +154,17 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
                 retries.start_async(cache.async_client, error)
             raise
 
+    def acknowledge(pending: _Pending) -> None:
+        """A commit that raised may be carried out yet, after what it changed was deleted: its row is left to the worker."""
+        if cache.outbox is not None and pending.committed:
+            for written in pending.written:
+                cache.outbox.done(*written)
+
     event.listen(target, "after_flush", after_flush)
+    event.listen(target, "after_flush_postexec", record)
     event.listen(target, "persistent_to_deleted", note)  # orphans too, which are in no list of the session
     event.listen(target, "before_commit", before_commit)
-    if is_async:
-        event.listen(target, "after_commit", after_commit)
+    event.listen(target, "after_commit", after_commit)
     event.listen(target, "after_transaction_end", after_transaction_end)
 
 

@@ -17,16 +17,17 @@ import atexit
 import logging
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from kvcluster.cache import fork
 from kvcluster.errors import ConfigurationError, KvclusterError, MissingExtra
+from kvcluster.plan import Invalidation
 from kvcluster.protocol.requests import BinaryKey
 
 try:
@@ -54,6 +55,7 @@ except ImportError:
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.orm import Session
 
 log = logging.getLogger("kvcluster")
 
@@ -68,18 +70,6 @@ _BINARY: Final = 1  # msgpack's extension type of a key that travels in base64
 
 class Unreadable(KvclusterError):
     """A row was written by a release whose format this one does not know, or not by kvcluster."""
-
-
-class Invalidated(Protocol):
-    """What a transaction invalidates."""
-
-    @property
-    def wires(self) -> Sequence[bytes]:
-        """Keys to delete where they are, as nodes store them."""
-
-    @property
-    def stamps(self) -> Sequence[bytes]:
-        """Keys of stamps, which are on every node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +188,13 @@ class OutboxStatistics:
     left: int
 
 
+class Written(NamedTuple):
+    """Rows that a session wrote: what with, for `Outbox.done`, and their ids."""
+
+    engine: Engine
+    ids: tuple[int, ...]
+
+
 class Outbox:
     """A table of invalidations in the database whose changes they belong to. Made by `Cache.create_outbox` and `Cache.use_outbox`.
 
@@ -271,7 +268,7 @@ class Outbox:
 
     # -- the writer
 
-    def write(self, connection: Connection, invalidation: Invalidated) -> tuple[int, ...]:
+    def write(self, connection: Connection, invalidation: Invalidation) -> tuple[int, ...]:
         """Write down, in the transaction that this connection is in, what it invalidates.
 
         :returns: the row's id, for `done`; several where there are very many keys
@@ -282,6 +279,25 @@ class Outbox:
             ids.append(key[0])
         self._written += len(ids)
         return tuple(ids)
+
+    def record(self, session: Session, models: Iterable[type[Any]], invalidation: Invalidation) -> list[Written]:
+        """As `write`, in the transaction that a session changed these mapped classes in; in several where it spans databases.
+
+        :returns: what is to be acknowledged once the session has committed. Where it was given a connection, that may be committed
+            later or never, and the row is left to the worker
+        """
+        engines: set[Engine] = set()
+        written = []
+        for model in dict.fromkeys(models):
+            bind = session.get_bind(model)
+            if bind.engine in engines:
+                continue
+            engines.add(bind.engine)
+            connection = session.connection(bind_arguments={"mapper": model})
+            ids = self.write(connection, invalidation)
+            if isinstance(bind, Engine):
+                written.append(Written(bind, ids))
+        return written
 
     def done(self, engine: Engine, ids: Iterable[int]) -> None:
         """Acknowledge rows of committed transactions whose invalidation has reached all nodes. Never waits, never raises.
@@ -349,7 +365,8 @@ class Outbox:
         try:
             await asyncio.sleep(self._delay)
         finally:
-            del self._tasks[loop]
+            if self._tasks.get(loop) is asyncio.current_task():
+                del self._tasks[loop]
         await self._delete_async(self._async_rows.pop(loop, []))
 
     async def _delete_async(self, rows: list[tuple[Engine, int]]) -> None:
@@ -386,10 +403,20 @@ def _at_exit() -> None:
         outbox.flush(1.0)
 
 
-async def create_async(outbox: Outbox, engine: AsyncEngine) -> None:
-    """As `Outbox.create`, by an asynchronous engine."""
-    async with engine.begin() as connection:
-        await connection.run_sync(outbox.create)
+def created(outbox: Outbox, engine: Engine | AsyncEngine, then: Callable[[], None]) -> Coroutine[Any, Any, None] | None:
+    """Make an outbox's table where it is missing, and then do something; for an asynchronous engine once that is awaited."""
+
+    async def create_async(engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            await connection.run_sync(outbox.create)
+        then()
+
+    if not isinstance(engine, Engine):
+        return create_async(engine)
+    with engine.begin() as connection:
+        outbox.create(connection)
+    then()
+    return None
 
 
 def quiet(engine: Engine) -> Engine:
@@ -420,7 +447,7 @@ def _require_dialect(connection: Connection) -> None:
         raise ConfigurationError("an outbox cannot be in a database in memory, which ends with its process")
 
 
-def _messages(invalidation: Invalidated) -> Iterator[Message]:
+def _messages(invalidation: Invalidation) -> Iterator[Message]:
     wires, stamps = invalidation.wires, tuple(invalidation.stamps)
     yield Message(tuple(wires[:KEYS_PER_ROW]), stamps)
     for start in range(KEYS_PER_ROW, len(wires), KEYS_PER_ROW):
