@@ -18,7 +18,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -173,6 +173,9 @@ class Lag:
     rows: int
     oldest: float
 
+    def __str__(self) -> str:
+        return f"{self.rows} waiting, the oldest for {self.oldest:.1f} s" if self.rows else "none waiting"
+
 
 @dataclass(frozen=True, slots=True)
 class OutboxStatistics:
@@ -208,7 +211,7 @@ class Outbox:
         # One by one: to delete several at once MariaDB may read the whole table, and wait for rows that others have locked.
         self.deletion = delete(self.table).where(self.table.c.id == bindparam("row"))
         self._delay = delay
-        self._tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+        self._tasks: dict[asyncio.AbstractEventLoop, tuple[asyncio.Task[None], asyncio.Event]] = {}
         fork.renewed(self)
         _outboxes.add(self)
 
@@ -332,10 +335,10 @@ class Outbox:
 
     async def flush_async(self) -> None:
         """As `flush`, for what is done in this event loop. Before the loop ends, else the worker does those rows again."""
-        loop = asyncio.get_running_loop()
-        if task := self._tasks.pop(loop, None):
-            task.cancel()
-        await self._delete_async(self._async_rows.pop(loop, []))
+        if running := self._tasks.get(asyncio.get_running_loop()):
+            task, hurry = running
+            hurry.set()
+            await asyncio.wait({task})
 
     def _acknowledge(self) -> None:
         """In the background: gather, delete, and end when there is nothing left."""
@@ -359,23 +362,25 @@ class Outbox:
             return
         waiting += rows
         if loop not in self._tasks:
-            self._tasks[loop] = loop.create_task(self._acknowledge_async(loop))
+            hurry = asyncio.Event()
+            self._tasks[loop] = (loop.create_task(self._acknowledge_async(loop, hurry)), hurry)
 
-    async def _acknowledge_async(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            await asyncio.sleep(self._delay)
-        finally:
-            if self._tasks.get(loop) is asyncio.current_task():
-                del self._tasks[loop]
-        await self._delete_async(self._async_rows.pop(loop, []))
-
-    async def _delete_async(self, rows: list[tuple[Engine, int]]) -> None:
+    async def _acknowledge_async(self, loop: asyncio.AbstractEventLoop, hurry: asyncio.Event) -> None:
+        """As `_acknowledge`, in a task."""
         from sqlalchemy.ext.asyncio import AsyncEngine  # here, because it needs greenlet
 
-        for engine, ids in _batches(rows):
-            with self._judged(len(ids)):
-                async with AsyncEngine(quiet(engine)).begin() as connection:
-                    await connection.execute(self.deletion, named(ids))
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(hurry.wait(), self._delay)
+                if not (rows := self._async_rows.pop(loop, [])):
+                    return
+                for engine, ids in _batches(rows):
+                    with self._judged(len(ids)):
+                        async with AsyncEngine(quiet(engine)).begin() as connection:
+                            await connection.execute(self.deletion, named(ids))
+        finally:
+            del self._tasks[loop]
 
     @contextmanager
     def _judged(self, rows: int) -> Iterator[None]:

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, bindparam, select, update
 
 from kvcluster.cache.outbox import Lag, Message, Now, Outbox, Unreadable, cause, named, quiet
 from kvcluster.client import Client
-from kvcluster.errors import DeleteFailed
+from kvcluster.errors import ConfigurationError, DeleteFailed
 from kvcluster.plan import DeleteMany
 from kvcluster.planner import Planner
 from kvcluster.protocol.requests import Deletes
@@ -79,11 +79,16 @@ class Worker:
         return WorkerStatistics(self._passes, self._done, self._unreadable, self._lag)
 
     def run(self, stop: threading.Event, interval: float = INTERVAL) -> None:
-        """Drain again and again until ``stop`` is set. A database that does not answer is asked again, and so is a node."""
+        """Drain again and again until ``stop`` is set. A database that does not answer is asked again, and so is a node.
+
+        :raises ConfigurationError: where there is no such table
+        """
         while not stop.is_set():
             before = self.statistics()
             try:
                 self.drain()
+            except ConfigurationError:
+                raise
             except Exception as error:  # whatever a driver raises: the rows are there, and the next pass begins anew
                 if not self._failing:
                     log.error("table %s cannot be read, which is tried again: %s", self._outbox.table.name, cause(error))
@@ -98,8 +103,12 @@ class Worker:
     def drain(self) -> Lag:
         """Go over all rows once; what is waiting afterwards.
 
+        :raises ConfigurationError: where there is no such table
         :raises SQLAlchemyError: where the database cannot be asked
         """
+        if not self._passes:
+            with self._engine.connect() as connection:
+                self._outbox.check(connection)
         unreachable: set[str] = set()
         unreadable: list[Unreadable] = []
         after, more = 0, True
@@ -157,13 +166,8 @@ class Worker:
     def _report(self, before: WorkerStatistics, now: WorkerStatistics) -> None:
         done = now.done - before.done
         if done or (now.lag.rows and not before.lag.rows) or now.unreadable != before.unreadable:
-            log.info(
-                "%d rows carried out, %d waiting, the oldest for %.1f s%s",
-                done,
-                now.lag.rows,
-                now.lag.oldest,
-                f", {now.unreadable} unreadable" if now.unreadable else "",
-            )
+            unreadable = f", {now.unreadable} unreadable" if now.unreadable else ""
+            log.info("%d rows carried out, %s%s", done, now.lag, unreadable)
 
 
 def recipients(planner: Planner, message: Message) -> dict[str, list[bytes]]:

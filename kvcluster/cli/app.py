@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from kvcluster.cli import information, local, simulate
+from kvcluster.client import Client
 from kvcluster.cluster import URL_VARIABLE, parse_url
 from kvcluster.errors import CallerError, ConfigurationError, KvclusterError, MissingExtra
 from kvcluster.placement import SCHEMES, placement
@@ -173,6 +174,26 @@ def info() -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name.ljust(width)}  {value}")
+
+
+@app.command()
+def worker(
+    database: Annotated[str, typer.Option(envvar="KVCLUSTER_DATABASE", help="SQLAlchemy's URL of the database.", show_envvar=True)],
+    nodes: Nodes = None,
+    table: Annotated[str, typer.Option(help="The outbox.")] = "kvcluster_outbox",
+    once: Annotated[bool, typer.Option("--once", help="Go over the table once; exits with 1 when old rows are left.")] = False,
+) -> None:
+    """Carry out the invalidations that their writers left in an outbox, until it is told to end. Several may run at once."""
+    try:
+        import sqlalchemy  # noqa: F401
+    except ImportError:
+        raise MissingExtra("sql", "kvcluster worker") from None
+    from kvcluster.cli.worker import engine_of, work  # here, because it takes an extra of its own
+
+    engine = engine_of(database)
+    given = nodes if nodes is not None else os.environ.get(URL_VARIABLE, "")
+    client = Client.from_url(given) if "://" in given else Client(_cluster(nodes).topology.nodes)
+    raise typer.Exit(work(client, engine, table, once))
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

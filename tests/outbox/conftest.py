@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import Engine, text
@@ -70,3 +71,11 @@ def keys_of(client: Client, address: str, number: int) -> list[str]:
     keys = (f"key {n}" for n in range(10_000))
     owned = (key for key in keys if client.planner.address(client.planner.wire(key)) == address)
     return [key for key, _ in zip(owned, range(number), strict=False)]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something is so; 20 seconds at most."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -24,7 +24,7 @@ from kvcluster.testing.nodes import RunningNode
 from kvcluster.testing.proxy import FaultProxy
 from kvcluster.topology import Topology
 from tests.databases import Database
-from tests.outbox.conftest import count, keys_of, write
+from tests.outbox.conftest import count, keys_of, wait_for, write
 
 SERVERS = pytest.mark.parametrize("database", ["mariadb", "postgresql"], indirect=True)
 NODES = ("a:1", "b:1", "c:1")
@@ -321,10 +321,3 @@ def test_a_database_that_is_down_is_asked_again(
         "table kvcluster_outbox cannot be read, which is tried again",
         "table kvcluster_outbox can be read again",
     ]
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
