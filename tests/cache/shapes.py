@@ -56,7 +56,6 @@ class Dog(msgspec.Struct, tag=True):
 class Address(pydantic.BaseModel):
     street: str = pydantic.Field(alias="Street")
     since: datetime.date | None = None
-    model_config = pydantic.ConfigDict(validate_by_name=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ ORDER = Order(
     placed=datetime.datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC),
     lines=(Line("a", decimal.Decimal("1.20")), Line("b", decimal.Decimal("1E+3"))),
     colours={},
-    address=Address(street="Main", since=datetime.date(2020, 1, 1)),
+    address=Address(Street="Main", since=datetime.date(2020, 1, 1)),
 )
 
 
@@ -89,7 +89,7 @@ TREES = st.recursive(
     lambda inner: st.builds(Tree, INTEGERS, st.lists(inner, max_size=2)),
     max_leaves=4,
 )
-ADDRESSES = st.builds(lambda street, since: Address(street=street, since=since), TEXTS, st.none() | st.dates())
+ADDRESSES = st.builds(lambda street, since: Address(Street=street, since=since), TEXTS, st.none() | st.dates())
 ORDERS = st.builds(
     Order,
     st.uuids(),
@@ -147,7 +147,7 @@ def contained(inner: st.SearchStrategy[Case]) -> st.SearchStrategy[Case]:
 CASES = st.recursive(st.sampled_from(WHOLE), contained, max_leaves=3)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_random_values_of_random_types_come_back_exactly(data: st.DataObject) -> None:
     annotation, values = data.draw(CASES)
@@ -162,7 +162,7 @@ def test_random_values_of_random_types_come_back_exactly(data: st.DataObject) ->
     assert codec.encode(copy)[1] == flags
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data(), st.binary(max_size=40), st.integers(0, 1023))
 def test_corrupted_bytes_are_undecodable_or_some_value_and_nothing_else(data: st.DataObject, noise: bytes, flags: int) -> None:
     annotation, values = data.draw(st.sampled_from([case for case in WHOLE if case[0] is not Any]))
@@ -617,6 +617,27 @@ def test_a_fingerprint_is_of_this_structure() -> None:
 def test_a_difference_is_found_where_the_representations_differ(one: Any, other: Any) -> None:
     assert difference(one, other) is None or repr(one) != repr(other)
     assert (difference(one, other) is None) == (repr(one).replace("-0.0", "0.0") == repr(other).replace("-0.0", "0.0"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (decimal.Decimal("1.0"), decimal.Decimal("1.00")),
+        (1, True),
+        (1.0, 1),
+        ({1: 2, 3: 4}, {3: 4, 1: 2}),
+        ({(1, 2)}, {(1, 3)}),
+        (Page([Line("a", decimal.Decimal(1))], 1), Page([Line("a", decimal.Decimal("1.0"))], 1)),
+        (datetime.time(1, tzinfo=ZoneInfo("Asia/Seoul")), datetime.time(1)),
+        (ORDER.placed, ORDER.placed.astimezone(KST)),
+        (ORDER.placed, ORDER.placed.replace(tzinfo=None)),
+        (Plainly(), Plainly()),
+    ],
+)
+def test_what_is_equal_or_looks_alike_is_told_apart(one: Any, other: Any) -> None:
+    assert difference(one, other)
+    assert difference([one], [other])
+    assert difference(one, one) is None
 
 
 # Rows
