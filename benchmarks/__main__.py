@@ -1,4 +1,5 @@
-"""`python -m benchmarks`: the quick profile in three minutes; ``--full`` for all of it, ``--check`` against another revision."""
+"""`python -m benchmarks`: the quick profile in three minutes; ``--full`` for all of it, ``--readthrough`` for the cache over a
+database, ``--check`` against another revision."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import cases, check, measures, report
+from benchmarks import cases, check, measures, readthrough, report
 from benchmarks.rivals import ASYNC, SYNC
 from benchmarks.run import BLOCK, Bench, together
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--full", action="store_true", help="the whole matrix, about 40 minutes")
+    parser.add_argument("--readthrough", action="store_true", help="what reading through the cache costs and spares, two minutes")
     parser.add_argument("--rounds", type=int, help="rounds in which each client runs a block (default 15; 7 with --full)")
     parser.add_argument("--no-save", action="store_true", help="leave docs/benchmarks as it is")
     parser.add_argument(
@@ -51,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     if options.check:
         print(check.compare(options.check, options.rounds or 15, console))
+        return
+    if options.readthrough:
+        with console.status("") as status:
+            found = readthrough.run(options.rounds or 15, status.update)
+        print(readthrough.text(found))
+        if not options.no_save:
+            print("written:", ", ".join(readthrough.save(found)))
         return
     results = profile(options.full, options.rounds or (7 if options.full else 15), BLOCK, console)
     print(report.text(results))

@@ -1,0 +1,260 @@
+"""What the cache costs beside the bare client: ratios of calls that take turns in one process, on the same connections.
+
+Each case is a group of calls that are compared with each other. In every round each runs one block, the next round starts one call
+further on, and a figure is the median of the rounds' ratios, as in `run`. A call that cannot be prepared, or that raises, is left
+out of its group, and why is written down.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from benchmarks.run import BLOCK, ratio
+from kvcluster import Cache, Client
+
+VALUE = bytes(range(100))
+HIT = "client.get"
+ROWS = 1000  # in the table of `commits`
+KEYS = 200  # that hits are spread over
+
+Call = Callable[[], object]
+
+
+@dataclass
+class Group:
+    """Calls that are compared with each other: the seconds of one call in each round, by its name, and why there are none."""
+
+    name: str
+    base: str
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    troubles: dict[str, str] = field(default_factory=dict)
+
+    def ratio(self, name: str) -> float | None:
+        """The median of the rounds' ratios to the group's base."""
+        return ratio(self.seconds.get(name), self.seconds.get(self.base))
+
+    def middle(self, name: str) -> float | None:
+        """The median of a call's seconds."""
+        times = sorted(self.seconds.get(name, []))
+        return times[len(times) // 2] if times else None
+
+
+def interleaved(group: Group, calls: Mapping[str, Call], rounds: int, block: float = BLOCK) -> Group:
+    """Let calls take turns for so many rounds, each in blocks of about so many seconds."""
+    repeats = {}
+    for name, call in calls.items():
+        try:
+            repeats[name] = _calibrated(call, block)
+        except Exception as error:
+            group.troubles[name] = f"{type(error).__name__}: {error}"[:160]
+    lanes = list(repeats.items())
+    for number in range(rounds):
+        start = number % len(lanes) if lanes else 0
+        for name, repeat in lanes[start:] + lanes[:start]:
+            group.seconds.setdefault(name, []).append(_block(calls[name], repeat))
+    return group
+
+
+def _calibrated(call: Call, block: float) -> int:
+    repeat = 1
+    while True:
+        seconds = _block(call, repeat)
+        if seconds * repeat >= block / 2 or repeat >= 1_000_000:
+            return max(1, round(block / seconds))
+        repeat *= 2
+
+
+def _block(call: Call, repeat: int) -> float:
+    gc.collect()
+    gc.freeze()
+    try:
+        start = perf_counter()
+        for _ in range(repeat):
+            call()
+        return (perf_counter() - start) / repeat
+    finally:
+        gc.unfreeze()
+
+
+def prepared(group: Group, makers: Mapping[str, Callable[[], Call]]) -> dict[str, Call]:
+    """The calls that can be prepared."""
+    calls = {}
+    for name, make in makers.items():
+        try:
+            calls[name] = make()
+        except Exception as error:  # whatever it is, the report says so, and the others go on
+            group.troubles[name] = f"{type(error).__name__}: {error}"[:160]
+    return calls
+
+
+def hits(addresses: Sequence[str], rounds: int) -> Group:
+    """A value that is there: through the bare client, and through the cache in its kinds."""
+    client = Client(addresses)
+    cache = Cache("hits", ttl="1h", client=client)
+    group = Group("hit", HIT)
+
+    def bare() -> Call:
+        keys = [f"bare:{number}" for number in range(KEYS)]
+        client.set_many(dict.fromkeys(keys, VALUE))
+        return _over(keys, client.get)
+
+    def through(name: str, **options: Any) -> Callable[[], Call]:
+        def make() -> Call:
+            @cache.loader(f"{name}:{{number}}", **options)
+            def loaded(number: int) -> bytes:
+                return VALUE
+
+            for number in range(KEYS):
+                loaded(number)
+            return _over(range(KEYS), loaded)
+
+        return make
+
+    makers = {
+        HIT: bare,
+        "a hit": through("plain"),
+        "a hit with two stamps": through("stamped", tags=["one", "two:{number}"]),
+        "an L1 hit": through("near", l1="1h"),
+    }
+    with client:
+        return interleaved(group, prepared(group, makers), rounds)
+
+
+def _over(arguments: Sequence[Any], call: Callable[[Any], Any]) -> Call:
+    """A call with one argument after the other, which gives the value or raises."""
+    numbers = count()
+    size = len(arguments)
+
+    def one() -> None:
+        if call(arguments[next(numbers) % size]) != VALUE:
+            raise AssertionError("not the value that was stored")
+
+    return one
+
+
+def bulk(addresses: Sequence[str], keys: int, rounds: int) -> Group:
+    """So many cold keys by one call, beside the raw get_many and set_many, with the same loader."""
+    client = Client(addresses)
+    cache = Cache("bulk", ttl="10m", client=client)
+    raw = f"raw, {keys} keys"
+    group = Group(f"bulk {keys}", raw)
+    fresh = count()
+
+    def load(missing: Sequence[Any]) -> dict[Any, bytes]:
+        return dict.fromkeys(missing, VALUE)
+
+    def by_hand() -> Call:
+        def one() -> None:
+            first = next(fresh) * keys
+            wanted = [f"raw:{number}" for number in range(first, first + keys)]
+            found = client.get_many(wanted)
+            values = load([key for key in wanted if key not in found])
+            client.set_many(values, expire=600)
+            if len(found | values) != keys:
+                raise AssertionError("not all values came")
+
+        return one
+
+    def through() -> Call:
+        @cache.loader("item:{number}")
+        def loaded(number: int) -> bytes:
+            return VALUE
+
+        loaded.bulk(load)
+
+        def one() -> None:
+            first = next(fresh) * keys
+            if len(loaded.get_many(range(first, first + keys))) != keys:
+                raise AssertionError("not all values came")
+
+        return one
+
+    with client:
+        return interleaved(group, prepared(group, {raw: by_hand, f"cold, {keys} keys": through}), rounds)
+
+
+@contextmanager
+def databases() -> Iterator[dict[str, Any]]:
+    """An empty database of each kind that runs here, by kind; a commit waits for the disk."""
+    from sqlalchemy import create_engine
+
+    from tests.databases import SERVERS, Server
+
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvcluster-bench-"))
+        engines: dict[str, Any] = {"sqlite": create_engine(f"sqlite:///{Path(folder) / 'bench.db'}")}
+        for kind in SERVERS:
+            try:
+                server = Server(kind, durable=True)
+            except Exception as error:  # neither installed nor to be had: the report says so
+                engines[kind] = error
+                continue
+            stack.callback(server.stop)
+            engines[kind] = stack.enter_context(server.database()).engine()
+        for engine in engines.values():
+            if not isinstance(engine, Exception):
+                stack.callback(engine.dispose)
+        yield engines
+
+
+def commits(addresses: Sequence[str], kind: str, engine: Any, rounds: int) -> Group:
+    """A row changed and committed, with its invalidation: without a cache, with one, and with an outbox."""
+    without = f"{kind}: without outbox"
+    group = Group(f"commit {kind}", without)
+    if isinstance(engine, Exception):
+        group.troubles[kind] = f"{type(engine).__name__}: {engine}"[:160]
+        return group
+    from sqlalchemy import Integer
+    from sqlalchemy.orm import DeclarativeBase, mapped_column, sessionmaker
+
+    class Base(DeclarativeBase):
+        pass
+
+    class User(Base):
+        __tablename__ = "users"
+
+        id = mapped_column(Integer, primary_key=True)
+        visits = mapped_column(Integer)
+
+    Base.metadata.create_all(engine)
+    with sessionmaker(engine).begin() as session:
+        session.add_all(User(id=number, visits=0) for number in range(1, ROWS + 1))
+    numbers = count()
+
+    def changing(prepare: Callable[[Any, Cache], object]) -> Callable[[], Call]:
+        def make() -> Call:
+            sessions = sessionmaker(engine)
+            cache = Cache("commits", ttl="10m", client=client)
+            prepare(sessions, cache)
+
+            def one() -> None:
+                with sessions.begin() as session:
+                    session.get_one(User, next(numbers) % ROWS + 1).visits += 1
+
+            return one
+
+        return make
+
+    def bound(sessions: Any, cache: Cache) -> None:
+        cache.repository(User, sessions)
+        cache.bind(sessions)
+
+    def with_outbox(sessions: Any, cache: Cache) -> None:
+        cache.create_outbox(engine)
+        bound(sessions, cache)
+
+    makers = {
+        f"{kind}: no cache": changing(lambda sessions, cache: None),
+        without: changing(bound),
+        f"{kind}: with outbox": changing(with_outbox),
+    }
+    with Client(addresses) as client:
+        return interleaved(group, prepared(group, makers), rounds, block=2 * BLOCK)
