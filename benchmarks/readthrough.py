@@ -234,7 +234,7 @@ def storms(results: Results) -> list[str]:
         *table(["", "loads/s", "at the peak", "writes/s", "reads/s"], lines),
         "",
         f"Leases spare {share:.1f}x of the loads, {peak:.1f}x at the peak; in Facebook's trace it was 13x at the peak (NSDI'13).",
-        f"{herds.STORM_KEYS} keys, loads of {herds.STORM_LOAD * 1000:g} ms, reads of a caller {herds.STORM_PAUSE * 1000:g} ms apart.",
+        f"{herds.STORM_KEYS} keys; a load takes {herds.STORM_LOAD * 1000:g} ms, a caller waits {herds.STORM_PAUSE * 1000:g} ms.",
     ]
 
 
