@@ -16,7 +16,7 @@ from kvcluster.errors import KvclusterError
 from kvcluster.following.plans import Refetch
 from kvcluster.plan import Plan
 from kvcluster.planner import Key
-from kvcluster.protocol.requests import Fetch, Request, get, wire_key
+from kvcluster.protocol.requests import Fetch, Request, wire_key
 from kvcluster.topology import Node
 from kvcluster.transport.connection import Stream, dial
 from kvcluster.transport.exchange import exchange as exchange_all
@@ -109,10 +109,9 @@ class Client(Cluster[Endpoint]):
         wire = wire_key(key, planner.prefix, planner.strict_keys)
         if type(wire) is bytes:
             values: dict[Key, Any] = {}
-            wires = (wire,)
-            fetch = Fetch(get(wires), wires, (key,), planner.codec.decode, values)
+            fetch = Fetch((wire,), (key,), planner.codec.decode, values)
             placement = planner.placement
-            self._endpoints[placement.nodes[placement.index(wire)].address].exchange(fetch, planner.namespace)
+            self._endpoints[placement.addresses[placement.index(wire)]].exchange(fetch, planner.namespace)
             if not fetch.doubtful:
                 return values.get(key, default)
         return self.run(planner.get_many((key,))).get(key, default)

@@ -27,19 +27,17 @@ from kvcluster.plan import (
     was_stored,
 )
 from kvcluster.protocol import requests
-from kvcluster.protocol.hot import Reply, group
+from kvcluster.protocol.hot import Reply, group, plain_keys, reads
 from kvcluster.protocol.requests import (
-    BinaryKey,
     Commands,
     Deletes,
-    Fetch,
     Lookups,
     Renewals,
     Request,
     Stores,
     is_placeholder,
+    unusual_key,
     wire_key,
-    wire_keys,
 )
 
 T = TypeVar("T")
@@ -81,27 +79,29 @@ class Planner:
 
     def address(self, wire: bytes) -> str:
         """The address of the node that owns a key."""
-        return self.placement.nodes[self.placement.index(wire)].address
+        return self.placement.addresses[self.placement.index(wire)]
 
     def group(self, keys: Iterable[Key]) -> Grouped:
         """Wire keys and the caller's names for them, by the address of the node that owns them.
 
         :raises IllegalKey: for a key that cannot be used, and where one key is passed instead of several
         """
-        if isinstance(keys, str | bytes):
-            raise IllegalKey(f"keys must be several keys, not one {type(keys).__name__}")
-        names = list(keys)
-        wires = wire_keys(names, self.prefix, self.strict_keys)
-        nodes = self.placement.nodes
+        names = several(keys)
+        wires = plain_keys(names, self.prefix, self.unusual)
+        addresses = self.placement.addresses
         groups = group(wires, names, self.placement.indexes(wires))
-        return {nodes[owner].address: pair for owner, pair in groups.items()}
+        return {addresses[owner]: pair for owner, pair in groups.items()}
+
+    def unusual(self, key: Key) -> bytes:
+        """`wire` for a key that cannot travel as it is."""
+        return unusual_key(key, self.prefix, self.strict_keys)
 
     def group_wires(self, wires: Sequence[bytes]) -> dict[str, list[bytes]]:
         """Wire keys by the address of the node that owns them."""
-        nodes = self.placement.nodes
+        addresses = self.placement.addresses
         groups: dict[str, list[bytes]] = {}
         for wire, owner in zip(wires, self.placement.indexes(wires), strict=True):
-            groups.setdefault(nodes[owner].address, []).append(wire)
+            groups.setdefault(addresses[owner], []).append(wire)
         return groups
 
     # -- reads
@@ -109,20 +109,8 @@ class Planner:
     def get_many(self, keys: Iterable[Key], tokens: bool = False) -> Plan[dict[Any, Any]]:
         """The values found, by key; with ``tokens`` as pairs of value and CAS number."""
         values: dict[Any, Any] = {}
-        encode = requests.gets if tokens else requests.get
-        fetches: dict[str, Fetch] = {}
-        lookups: Grouped = {}
         decode = self.codec.decode
-        for address, (wires, names) in self.group(keys).items():
-            if BinaryKey in map(type, wires):
-                lookups[address] = (
-                    [wire for wire in wires if type(wire) is BinaryKey],
-                    [name for wire, name in zip(wires, names, strict=True) if type(wire) is BinaryKey],
-                )
-                names = [name for wire, name in zip(wires, names, strict=True) if type(wire) is bytes]
-                wires = [wire for wire in wires if type(wire) is bytes]
-            if wires:
-                fetches[address] = Fetch(encode(wires), wires, names, decode, values, tokens)
+        fetches, lookups = reads(several(keys), self.prefix, self.unusual, self.placement, decode, values, tokens)
         if not fetches and lookups:
             return self.look_up(lookups, values, tokens)
         return ReadMany(self.namespace, self.look_up, fetches, lookups, values, tokens)
@@ -346,6 +334,16 @@ class Planner:
 
     def _then(self, address: str, command: bytes, result: T) -> Then[T]:
         return Then(self.namespace, {address: Commands(command, 1)}, result)
+
+
+def several(keys: Iterable[Key]) -> list[Key]:
+    """The keys as a list of their own.
+
+    :raises IllegalKey: where one key is passed instead of several
+    """
+    if isinstance(keys, str | bytes):
+        raise IllegalKey(f"keys must be several keys, not one {type(keys).__name__}")
+    return list(keys)
 
 
 def _false(error: KvclusterError) -> bool:

@@ -8,41 +8,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 
-
-cdef inline uint32_t fmix32(uint32_t h) noexcept nogil:
-    h ^= h >> 16
-    h *= 0x85EBCA6BU
-    h ^= h >> 13
-    h *= 0xC2B2AE35U
-    h ^= h >> 16
-    return h
-
-
-cdef inline uint32_t rotated(uint32_t h, int bits) noexcept nogil:
-    return h << bits | h >> (32 - bits)
-
-
-cdef inline uint32_t mixed(uint32_t block) noexcept nogil:
-    return rotated(block * <uint32_t>0xCC9E2D51U, 15) * <uint32_t>0x1B873593U
-
-
-cdef uint32_t murmur3(const uint8_t *key, Py_ssize_t size) noexcept nogil:
-    """MurmurHash3_x86_32 with seed 0, by Austin Appleby (public domain). Blocks are little-endian on every machine."""
-    cdef uint32_t h = 0
-    cdef uint32_t block
-    cdef Py_ssize_t at = 0
-    while size - at >= 4:
-        block = key[at] | <uint32_t>key[at + 1] << 8 | <uint32_t>key[at + 2] << 16 | <uint32_t>key[at + 3] << 24
-        h = rotated(h ^ mixed(block), 13) * 5 + <uint32_t>0xE6546B64U
-        at += 4
-    if at < size:
-        block = key[at]
-        if size - at > 1:
-            block |= <uint32_t>key[at + 1] << 8
-        if size - at > 2:
-            block |= <uint32_t>key[at + 2] << 16
-        h ^= mixed(block)
-    return fmix32(h ^ <uint32_t>size)
+from kvcluster.placement.murmur3 cimport fmix32, murmur3
 
 
 cdef Py_ssize_t owner_of(uint32_t slot, const uint32_t *seeds, const uint32_t *weights, Py_ssize_t nodes) noexcept nogil:

@@ -32,7 +32,9 @@ def wire_key(key: str | bytes) -> bytes:
 
 
 class Placement(ABC):
-    """Which of ``.nodes`` owns a key. The same nodes and weights give the same owners in every process and release.
+    """Which of ``.nodes`` owns a key, or which of their ``.addresses``.
+
+    The same nodes and weights give the same owners in every process and release.
 
     :param nodes: at least one node, no two with one id; `kvcluster.placement.placement` checks this
     """
@@ -41,6 +43,7 @@ class Placement(ABC):
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes: tuple[Node, ...] = tuple(nodes)
+        self.addresses: tuple[str, ...] = tuple([node.address for node in self.nodes])
 
     @abstractmethod
     def index(self, key: bytes) -> int:
@@ -49,6 +52,13 @@ class Placement(ABC):
     @abstractmethod
     def indexes(self, keys: Iterable[bytes]) -> list[int]:
         """`index` of each key, in order; faster than one call per key."""
+
+    def hash_table(self) -> tuple[tuple[int, ...], int] | None:
+        """A table and a shift such that ``index(key)`` is ``table[murmur3(key) >> shift]``, for compiled code to do the same.
+
+        None where the scheme has no such table.
+        """
+        return None
 
     @abstractmethod
     def shares(self) -> list[float]:

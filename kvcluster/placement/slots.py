@@ -99,6 +99,9 @@ class Slots(Placement):
     def indexes(self, keys: Iterable[bytes]) -> list[int]:
         return slot_owners(keys, self._table or self.table, self._shift)
 
+    def hash_table(self) -> tuple[tuple[int, ...], int] | None:
+        return self._table or self.table, self._shift
+
     @property
     def table(self) -> tuple[int, ...]:
         """The owner of each slot, as an index into ``.nodes``."""

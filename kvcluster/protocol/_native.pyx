@@ -16,6 +16,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_CheckExact,
 from cpython.bytes cimport _PyBytes_Resize
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
 from cpython.dict cimport PyDict_SetItem
+from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.long cimport PyLong_FromLongLong
 from cpython.memoryview cimport PyMemoryView_FromObject
@@ -23,8 +24,12 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
 from cpython.unicode cimport PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8
 from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcmp, memcpy, memmove
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from kvcluster.placement.murmur3 cimport murmur3
 from kvcluster.protocol._pure import Malformed
 from kvcluster.protocol._pure import Reply as PureReply
 
@@ -56,10 +61,19 @@ cdef inline bint legal(unsigned char byte) noexcept nogil:
 
 
 cdef inline bint all_legal(const char *at, Py_ssize_t size) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(size):
-        if not legal(<unsigned char>at[i]):
+    cdef const char *stop = at + size
+    cdef uint64_t eight, seven
+    while stop - at >= 8:
+        # A byte from which the subtraction borrows, and whose own top bit is clear, was below 0x21; one that was 0x7f is 0 in `seven`.
+        memcpy(&eight, at, 8)
+        seven = eight ^ 0x7F7F7F7F7F7F7F7FULL
+        if ((eight - 0x2121212121212121ULL) & ~eight | (seven - 0x0101010101010101ULL) & ~seven) & 0x8080808080808080ULL:
             return False
+        at += 8
+    while at < stop:
+        if not legal(<unsigned char>at[0]):
+            return False
+        at += 1
     return True
 
 
@@ -204,6 +218,73 @@ cdef int read_flags(Reply reply, const char *at, const char *stop) except -1:
     return 0
 
 
+cdef inline char *put(char *at, bytes piece) noexcept:
+    memcpy(at, PyBytes_AS_STRING(piece), PyBytes_GET_SIZE(piece))
+    return at + PyBytes_GET_SIZE(piece)
+
+
+cdef bytes GET = b"get ", GETS = b"gets "
+
+
+cdef inline bytes word_of(bint tokens):
+    return GETS if tokens else GET
+
+
+cdef class Fetch:
+    """A classic read of plain keys at one node, and what it brought; see `kvcluster.protocol._pure.Fetch`."""
+
+    cdef readonly bytes payload
+    cdef readonly object names, decode  # names are a list or a tuple at any time
+    cdef readonly dict values
+    cdef readonly bint tokens
+    cdef public Py_ssize_t found, undecodable
+    cdef public object doubtful, refusal, failure
+
+    count = 1
+    owed = 0
+    deletes = ()
+    opened_before = None
+    repeatable = True
+    misplaced = False
+
+    def __init__(self, wires not None, names not None, decode, dict values not None, bint tokens=False):
+        self.names = PySequence_Fast(names, b"names must be a sequence")
+        if len(wires) != PySequence_Fast_GET_SIZE(self.names):
+            raise ValueError("wires and names must be equally many")
+        self.payload = word_of(tokens) + b" ".join(wires) + b"\r\n"
+        self.decode, self.values, self.tokens = decode, values, tokens
+
+    @property
+    def wires(self):
+        return self.payload[PyBytes_GET_SIZE(word_of(self.tokens)):PyBytes_GET_SIZE(self.payload) - 2].split(b" ")
+
+    def reset(self):
+        """Forget what came, to be sent again."""
+        for name in self.names:
+            self.values.pop(name, None)
+        self.found = self.undecodable = 0
+        self.doubtful = self.refusal = self.failure = None
+
+    def settle(self, counters):
+        """Count what came; doubtful keys are counted when they are asked again."""
+        cdef Py_ssize_t missed = PySequence_Fast_GET_SIZE(self.names) - self.found
+        if self.doubtful is not None:
+            missed -= len(self.doubtful)
+        if self.found:
+            counters.hits += self.found
+        if missed:
+            counters.misses += missed
+        if self.undecodable:
+            counters.undecodable += self.undecodable
+        if self.refusal is not None:
+            counters.errors += 1
+
+    def fail(self, counters):
+        """Count what did not come, because the exchange failed. What came before it did is not trusted either."""
+        self.reset()
+        counters.misses += PySequence_Fast_GET_SIZE(self.names)
+
+
 cdef int send_bytes(int fd, bytes payload) except -1:
     cdef const char *at = PyBytes_AS_STRING(payload)
     cdef Py_ssize_t left = PyBytes_GET_SIZE(payload), count
@@ -228,13 +309,12 @@ def send_all(int fd, bytes payload not None):
 cdef class Reader:
     """Reads the replies that one connection receives; see `kvcluster.protocol._pure.Reader`."""
 
-    # What is asked, taken from the request once. `wires` and `names` are a list or a tuple at any time, `request` is set last.
-    cdef object request, wires, names, decode
-    cdef dict values
+    # What is asked: a classic read, or the list that `count` replies go to.
+    cdef Fetch fetch
     cdef list replies
     cdef Py_ssize_t count
-    cdef bint tokens
-    cdef Py_ssize_t cursor  # the position of the next key that a Fetch may be answered with
+    cdef Py_ssize_t cursor  # the position of the next key that a Fetch may be answered with, and where it is in its payload
+    cdef const char *cursor_at
 
     # What has arrived and is not yet understood: memory[start:end].
     cdef bytes memory
@@ -249,39 +329,35 @@ cdef class Reader:
 
     def __cinit__(self):
         self.memory = b""
-        self.wires = self.names = ()
 
     @property
     def excess(self):
         """Whether more arrived than the request asked for."""
         return self.end > self.start
 
-    def begin(self, request not None):
+    cpdef begin(self, request):
         """Read the replies to this request from here on."""
-        self.request = self.large = None
-        self.replies = getattr(request, "replies", None)
-        if self.replies is not None:
-            self.count = request.count
-        else:
+        self.fetch = self.replies = self.large = None
+        if isinstance(request, Fetch):
+            self.fetch = request
             self.cursor = 0
-            self.wires = PySequence_Fast(request.wires, b"wires must be a sequence")
-            self.names = PySequence_Fast(request.names, b"names must be a sequence")
-            self.values = request.values
-            self.decode = request.decode
-            self.tokens = request.tokens
-        self.request = request
+            self.cursor_at = PyBytes_AS_STRING(self.fetch.payload) + PyBytes_GET_SIZE(word_of(self.fetch.tokens))
+        else:
+            self.count = request.count
+            self.replies = request.replies
 
     def buffer(self):
         """Where to receive into; the view is good for one call of `received`."""
         self.make_room()
         return PyMemoryView_FromObject(self)
 
-    def exchange(self, int fd, bytes payload not None):
-        """Send a payload, and receive once; see `_pure.Reader.exchange`."""
-        send_bytes(fd, payload)
+    def exchange(self, int fd, request):
+        """Send a request's payload, and receive once; see `_pure.Reader.exchange`."""
+        send_bytes(fd, request.payload)
+        self.begin(request)
         return self.receive(fd)
 
-    def receive(self, int fd):
+    cpdef Py_ssize_t receive(self, int fd) except -1:
         """Receive once; see `_pure.Reader.receive`."""
         cdef bytes memory
         cdef char *at
@@ -337,12 +413,12 @@ cdef class Reader:
         view.suboffsets = NULL
         view.internal = NULL
 
-    def received(self, Py_ssize_t count):
+    cpdef bint received(self, Py_ssize_t count) except -1:
         """Take in ``count`` bytes from the buffer, and say whether the request has all its replies.
 
         :raises Malformed: for bytes that are not a reply to the request
         """
-        if self.request is None:
+        if self.fetch is None and self.replies is None:
             raise ValueError("received() without begin()")
         if not 0 <= count <= self.lent:
             raise ValueError(f"received {count} bytes into a buffer of {self.lent}")
@@ -353,10 +429,9 @@ cdef class Reader:
             self.large_end += count
             if self.large_end < self.large_size:
                 return False
-        if not (self.read_fetch() if self.replies is None else self.read_commands()):
+        if not (self.read_commands() if self.fetch is None else self.read_fetch()):
             return False
-        self.request = self.decode = self.values = self.replies = None
-        self.wires = self.names = ()
+        self.fetch = self.replies = None
         if self.start == self.end:
             self.memory = b""
             self.start = self.end = 0
@@ -415,92 +490,94 @@ cdef class Reader:
         return taken
 
     cdef bint read_fetch(self) except -1:
+        cdef Fetch fetch = self.fetch
         cdef bytes memory = self.memory  # stays, whatever a codec does meanwhile
         cdef const char *first = PyBytes_AS_STRING(memory)
         cdef const char *line = first + self.start
         cdef const char *stop = first + self.end
         cdef const char *end
         cdef const char *at
-        cdef const char *key
         cdef const char *data
         cdef const char *cas
-        cdef Py_ssize_t key_size, found = 0
+        cdef Py_ssize_t key_size
         cdef unsigned long long flags, size, number
         cdef bint done = False, was_large
-        try:
-            while not done:
-                end = end_of_line(line, stop)
-                if end == NULL:
-                    break
-                if starts_with(line, end, b"VALUE ", 6):
-                    key = at = line + 6
-                    while at < end and legal(<unsigned char>at[0]):
-                        at += 1
-                    key_size = at - key
-                    if not 1 <= key_size <= MAX_KEY or at == end or at[0] != c' ':
-                        raise Malformed(f"not a value: {shown(line, end)}")
-                    at = digits(at + 1, end, 10, &flags)
-                    if at == NULL or at == end or at[0] != c' ':
-                        raise Malformed(f"not a value: {shown(line, end)}")
-                    at = digits(at + 1, end, 10, &size)
-                    if at == NULL:
-                        raise Malformed(f"not a value: {shown(line, end)}")
-                    cas = NULL
-                    if at != end:
-                        cas = at + 1
-                        if at[0] != c' ' or digits(cas, end, 20, &number) != end:
-                            raise Malformed(f"not a value: {shown(line, end)}")
-                    if (cas != NULL) != self.tokens:
-                        raise Malformed(f"a value {'without' if self.tokens else 'with'} a CAS number: {shown(line, end)}")
-                    was_large = self.large is not None
-                    data = self.find_data(line, end + 2, stop, size)
-                    if data == NULL:
-                        break
-                    found += self.file(key, key_size, data, <Py_ssize_t>size, flags, cas, end)
-                    line = end + 2 if was_large else data + size + 2
-                    self.large = None
-                elif end - line == 3 and memcmp(line, b"END", 3) == 0:
-                    line = end + 2
-                    done = True
-                elif is_error(line, end):
-                    self.request.refusal = line[:end - line]
-                    line = end + 2
-                    done = True
-                else:
+        while not done:
+            end = end_of_line(line, stop)
+            if end == NULL:
+                break
+            if starts_with(line, end, b"VALUE ", 6):
+                at = self.find_key(line + 6, end)
+                if at == NULL:
+                    raise Malformed(f"not a value that was asked for: {shown(line, end)}")
+                key_size = at - line - 6
+                at = digits(at + 1, end, 10, &flags)
+                if at == NULL or at == end or at[0] != c' ':
                     raise Malformed(f"not a value: {shown(line, end)}")
-        finally:
-            if found:
-                self.request.found += found
+                at = digits(at + 1, end, 10, &size)
+                if at == NULL:
+                    raise Malformed(f"not a value: {shown(line, end)}")
+                cas = NULL
+                if at != end:
+                    cas = at + 1
+                    if at[0] != c' ' or digits(cas, end, 20, &number) != end:
+                        raise Malformed(f"not a value: {shown(line, end)}")
+                if (cas != NULL) != fetch.tokens:
+                    raise Malformed(f"a value {'without' if fetch.tokens else 'with'} a CAS number: {shown(line, end)}")
+                was_large = self.large is not None
+                data = self.find_data(line, end + 2, stop, size)
+                if data == NULL:
+                    break
+                self.file(key_size, data, <Py_ssize_t>size, flags, cas, end)
+                line = end + 2 if was_large else data + size + 2
+                self.large = None
+            elif end - line == 3 and memcmp(line, b"END", 3) == 0:
+                line = end + 2
+                done = True
+            elif is_error(line, end):
+                fetch.refusal = line[:end - line]
+                line = end + 2
+                done = True
+            else:
+                raise Malformed(f"not a value: {shown(line, end)}")
         self.start = line - first
         return done
 
-    cdef int file(
-        self, const char *key, Py_ssize_t key_size, const char *data, Py_ssize_t size, unsigned long long flags,
-        const char *cas, const char *cas_end,
-    ) except -1:
-        """Put a value where its key's name says; 1 where it is one."""
-        cdef Py_ssize_t at = self.cursor
-        cdef Py_ssize_t wires = PySequence_Fast_GET_SIZE(self.wires)
-        cdef PyObject *wire
-        cdef object value
-        while at < wires:
-            wire = PySequence_Fast_GET_ITEM(self.wires, at)
-            if (
-                PyBytes_Check(<object>wire)
-                and PyBytes_GET_SIZE(<object>wire) == key_size
-                and memcmp(PyBytes_AS_STRING(<object>wire), key, key_size) == 0
-            ):
+    cdef const char *find_key(self, const char *key, const char *stop) noexcept:
+        """Put the cursor to a key asked for: the space after it in the reply; NULL where it is none, or not asked for any more."""
+        cdef const char *space = <const char *>memchr(key, c' ', stop - key)
+        cdef const char *at = self.cursor_at
+        cdef const char *last = PyBytes_AS_STRING(self.fetch.payload) + PyBytes_GET_SIZE(self.fetch.payload) - 2
+        cdef Py_ssize_t size = space - key
+        cdef Py_ssize_t position
+        if space == NULL:
+            return NULL
+        for position in range(self.cursor, PySequence_Fast_GET_SIZE(self.fetch.names)):
+            if last - at >= size and (at + size == last or at[size] == c' ') and memcmp(at, key, size) == 0:
+                self.cursor = position
+                self.cursor_at = at
+                return space
+            at = <const char *>memchr(at, c' ', last - at)
+            if at == NULL:
                 break
             at += 1
-        if at == wires:
-            raise Malformed("a value for a key that was not asked for")
-        self.cursor = at + 1
+        return NULL
+
+    cdef int file(
+        self, Py_ssize_t key_size, const char *data, Py_ssize_t size, unsigned long long flags, const char *cas, const char *cas_end
+    ) except -1:
+        """Put a value where the name of the key at the cursor says."""
+        cdef Fetch fetch = self.fetch
+        cdef Py_ssize_t at = self.cursor
+        cdef object value
+        self.cursor += 1
+        self.cursor_at += key_size + 1
         if flags == 0:
             if size == 0:
-                if self.request.doubtful is None:
-                    self.request.doubtful = [at]
+                if fetch.doubtful is None:
+                    fetch.doubtful = [at]
                 else:
-                    self.request.doubtful.append(at)
+                    fetch.doubtful.append(at)
                 return 0
             value = self.take_data(data, size)
         else:
@@ -510,17 +587,16 @@ cdef class Reader:
                 elif flags == 2:
                     value = integer(data, size)
                 else:
-                    value = self.decode(self.take_data(data, size), flags)
+                    value = fetch.decode(self.take_data(data, size), flags)
             except Exception as error:  # whatever a codec raises, the value is of no use: a miss that is counted
-                self.request.undecodable += 1
-                self.request.failure = error
+                fetch.undecodable += 1
+                fetch.failure = error
                 return 0
         if cas != NULL:
             value = (value, cas[:cas_end - cas])
-        if at >= PySequence_Fast_GET_SIZE(self.names):
-            raise IndexError("a request has fewer names than keys")
-        PyDict_SetItem(self.values, <object>PySequence_Fast_GET_ITEM(self.names, at), value)
-        return 1
+        PyDict_SetItem(fetch.values, <object>PySequence_Fast_GET_ITEM(fetch.names, at), value)
+        fetch.found += 1
+        return 0
 
     cdef bint read_commands(self) except -1:
         cdef const char *first = PyBytes_AS_STRING(self.memory)
@@ -564,27 +640,66 @@ cdef class Reader:
         return len(self.replies) == self.count
 
 
-cdef bytes plain(object key, bytes prefix):
+cdef inline double now() noexcept nogil:
+    cdef timespec time
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return time.tv_sec + 1e-9 * time.tv_nsec
+
+
+def scatter(list flights not None, double patience):
+    """Send each request, then receive once from each; see `kvcluster.protocol._pure.scatter`."""
+    cdef list outcomes = [None] * len(flights)
+    cdef Reader reader
+    cdef Py_ssize_t i
+    cdef double end
+    for i in range(len(flights)):
+        reader, fd, request = <tuple?>flights[i]
+        try:
+            send_bytes(fd, request.payload)
+        except OSError as error:
+            outcomes[i] = error
+        reader.begin(request)
+    end = now() + patience
+    for i in range(len(flights)):
+        if outcomes[i] is not None or now() > end:
+            continue
+        reader, fd, _ = <tuple?>flights[i]
+        try:
+            outcomes[i] = reader.receive(fd)
+        except (OSError, Malformed) as error:
+            outcomes[i] = error
+    return outcomes
+
+
+cdef const char *plain_text(object key, bytes prefix, Py_ssize_t *size) except? NULL:
+    """The bytes of a key that can travel as it is after a legal prefix, else NULL."""
     cdef const char *text
-    cdef Py_ssize_t size, prefix_size = PyBytes_GET_SIZE(prefix)
-    cdef bytes wire
+    cdef Py_ssize_t before = PyBytes_GET_SIZE(prefix)
     if type(key) is str:
         try:
-            text = PyUnicode_AsUTF8AndSize(key, &size)
+            text = PyUnicode_AsUTF8AndSize(key, size)
         except UnicodeEncodeError:
-            return None
+            return NULL
     elif type(key) is bytes:
         text = PyBytes_AS_STRING(key)
-        size = PyBytes_GET_SIZE(key)
+        size[0] = PyBytes_GET_SIZE(key)
     else:
+        return NULL
+    if size[0] == 0 or size[0] > MAX_KEY - before or not all_legal(text, size[0]):
+        return NULL
+    if before + size[0] == MAX_KEY and (text[217 - before] if before <= 217 else PyBytes_AS_STRING(prefix)[217]) == c'~':
+        return NULL
+    return text
+
+
+cdef bytes plain(object key, bytes prefix):
+    cdef Py_ssize_t size
+    cdef const char *text = plain_text(key, prefix, &size)
+    cdef bytes wire
+    if text == NULL or not all_legal(PyBytes_AS_STRING(prefix), PyBytes_GET_SIZE(prefix)):
         return None
-    if size == 0 or size > MAX_KEY - prefix_size or not all_legal(PyBytes_AS_STRING(prefix), prefix_size) or not all_legal(text, size):
-        return None
-    wire = PyBytes_FromStringAndSize(NULL, prefix_size + size)
-    memcpy(PyBytes_AS_STRING(wire), PyBytes_AS_STRING(prefix), prefix_size)
-    memcpy(PyBytes_AS_STRING(wire) + prefix_size, text, size)
-    if prefix_size + size == MAX_KEY and PyBytes_AS_STRING(wire)[217] == c'~':
-        return None
+    wire = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(prefix) + size)
+    memcpy(put(PyBytes_AS_STRING(wire), prefix), text, size)
     return wire
 
 
@@ -603,6 +718,141 @@ def plain_keys(list keys not None, bytes prefix not None, unusual):
     return wires
 
 
+# A key on its way into a request, and a request that is being made.
+cdef struct Part:
+    Py_ssize_t owner  # -1 for a key that needs base64
+    const char *text
+    Py_ssize_t size
+    bint prefixed  # whether the prefix goes before the text
+
+cdef struct Line:
+    Py_ssize_t keys, size
+    char *at
+    PyObject *names
+
+
+cdef Py_ssize_t checked(object owner, Py_ssize_t owners) except -1:
+    cdef Py_ssize_t index = owner
+    if not 0 <= index < owners:
+        raise IndexError(f"owner {index} of {owners}")
+    return index
+
+
+def reads(list names not None, bytes prefix not None, unusual, placement, decode, dict values not None, bint tokens):
+    """What reads many keys; see `kvcluster.protocol._pure.reads`."""
+    cdef tuple addresses = placement.addresses
+    cdef Py_ssize_t keys = len(names), owners = len(addresses)
+    cdef Part *parts = <Part *>calloc(keys + 1, sizeof(Part))
+    cdef Line *lines = <Line *>calloc(owners + 1, sizeof(Line))
+    cdef list kept
+    cdef dict others = {}
+    try:
+        if parts == NULL or lines == NULL:
+            raise MemoryError()
+        kept = find_owners(names, prefix, unusual, placement, parts, owners, others)
+        return make_lines(names, prefix, addresses, decode, values, tokens, parts, lines), others
+    finally:
+        free(parts)
+        free(lines)
+
+
+cdef list find_owners(list names, bytes prefix, unusual, placement, Part *parts, Py_ssize_t owners, dict others):
+    """Fill in the parts; what keeps the memory of their texts, apart from the names."""
+    cdef list kept = []
+    cdef const char *head = PyBytes_AS_STRING(prefix)
+    cdef Py_ssize_t before = PyBytes_GET_SIZE(prefix), i
+    cdef bint usable = before < MAX_KEY and all_legal(head, before)
+    cdef uint8_t[MAX_KEY] joined
+    cdef tuple table = None
+    cdef int shift = 0
+    cdef list found = None
+    cdef Part *part
+    cdef Py_ssize_t slot
+    hashed = placement.hash_table()
+    if hashed is None:
+        kept = plain_keys(names, prefix, unusual)
+        found = placement.indexes(kept)
+        if len(found) != len(names):
+            raise ValueError("a placement must say the owner of each key")
+    else:
+        table, shift = hashed
+        if not 0 <= shift < 32:
+            raise ValueError(f"a 32-bit hash cannot be shifted by {shift}")
+        memcpy(joined, head, before if usable else 0)
+    for i in range(len(names)):
+        part = &parts[i]
+        if found is None:
+            part.text = plain_text(names[i], prefix, &part.size) if usable else NULL
+            if part.text != NULL:
+                part.prefixed = True
+                if before:
+                    memcpy(joined + before, part.text, part.size)
+                    slot = murmur3(joined, before + part.size) >> shift
+                else:
+                    slot = murmur3(<const uint8_t *>part.text, part.size) >> shift
+                if slot >= len(table):
+                    raise IndexError(f"slot {slot} of {len(table)}")
+                part.owner = checked(table[slot], owners)
+                continue
+            wire = unusual(names[i])
+            kept.append(wire)
+            owner = placement.index(wire)
+        else:
+            wire, owner = kept[i], found[i]
+        part.owner = checked(owner, owners)
+        if PyBytes_CheckExact(wire):
+            part.text = PyBytes_AS_STRING(wire)
+            part.size = PyBytes_GET_SIZE(wire)
+        else:
+            pair = others.setdefault(placement.addresses[part.owner], ([], []))
+            pair[0].append(wire)
+            pair[1].append(names[i])
+            part.owner = -1
+    return kept
+
+
+cdef dict make_lines(list names, bytes prefix, tuple addresses, decode, dict values, bint tokens, Part *parts, Line *lines):
+    """A `Fetch` for each owner of a part, by its address, in the order of the first key of each."""
+    cdef dict fetches = {}
+    cdef bytes word = word_of(tokens)
+    cdef Py_ssize_t i
+    cdef Part *part
+    cdef Line *line
+    cdef Fetch fetch
+    for i in range(len(names)):
+        part = &parts[i]
+        if part.owner >= 0:
+            lines[part.owner].keys += 1
+            lines[part.owner].size += part.size + (PyBytes_GET_SIZE(prefix) if part.prefixed else 0) + 1
+    for i in range(len(names)):
+        part = &parts[i]
+        if part.owner < 0:
+            continue
+        line = &lines[part.owner]
+        if line.at == NULL:
+            fetch = Fetch.__new__(Fetch)
+            fetch.names = PyList_New(line.keys)
+            fetch.payload = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(word) + line.size + 1)
+            fetch.decode, fetch.values, fetch.tokens = decode, values, tokens
+            fetches[addresses[part.owner]] = fetch
+            line.names = <PyObject *>fetch.names
+            line.at = put(PyBytes_AS_STRING(fetch.payload), word)
+            line.keys = 0
+        if part.prefixed:
+            line.at = put(line.at, prefix)
+        memcpy(line.at, part.text, part.size)
+        line.at += part.size
+        line.at[0] = c' '
+        line.at += 1
+        Py_INCREF(names[i])
+        PyList_SET_ITEM(<list>line.names, line.keys, names[i])
+        line.keys += 1
+    for i in range(len(addresses)):
+        if lines[i].at != NULL:  # a space follows the last key, too
+            memcpy(lines[i].at - 1, b"\r\n", 2)
+    return fetches
+
+
 def group(list wires not None, list names not None, list owners not None):
     """Keys and names by owner; see `kvcluster.protocol._pure.group`."""
     cdef dict groups = {}
@@ -619,11 +869,6 @@ def group(list wires not None, list names not None, list owners not None):
         (<list>pair[0]).append(wires[i])
         (<list>pair[1]).append(names[i])
     return groups
-
-
-cdef inline char *put(char *at, bytes piece) noexcept:
-    memcpy(at, PyBytes_AS_STRING(piece), PyBytes_GET_SIZE(piece))
-    return at + PyBytes_GET_SIZE(piece)
 
 
 cdef inline int width(Py_ssize_t number) noexcept nogil:

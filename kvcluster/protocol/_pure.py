@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from kvcluster.protocol.requests import Commands, Fetch
+    from kvcluster.placement.base import Placement
+    from kvcluster.protocol.requests import Commands, Request
+    from kvcluster.stats.counters import Counters
 
 BUFFER_SIZE: Final = 65536
 MAX_LINE: Final = 2048  # the longest line a node sends: a key in base64, and flags
@@ -65,6 +68,89 @@ class Reply:
         return f"Reply({self.status}{''.join(f' {name}={value!r}' for name, value in fields if value not in (None, 0, False))})"
 
 
+class Fetch:
+    """A classic read of plain keys at one node, and what it brought.
+
+    A node answers in the order asked and leaves out what it has not, so a value's key must be the next one asked for, or one
+    further on; any other key means that the connection is out of step, and it is closed.
+
+    - ``wires``: its keys, none of which needs base64
+    - ``names``: the caller's name of each key, which the values are filed under in ``values``
+    - ``tokens``: whether the line is ``gets`` and a value is a pair of value and CAS number
+    - ``decode``: called as ``decode(data, flags)`` for values whose flags are not 0 (bytes), 2 (int) or 16 (text)
+    - ``found``: how many values were filed
+    - ``doubtful``: positions of values with flags 0 and length 0, which may be a lease's placeholder; they are not in ``values``
+    - ``undecodable``: how many values raised in ``decode``, and ``failure`` the last such error
+    - ``refusal``: the node's error line, where it sent one instead of the values
+    """
+
+    __slots__ = (
+        "decode",
+        "doubtful",
+        "failure",
+        "found",
+        "names",
+        "payload",
+        "refusal",
+        "tokens",
+        "undecodable",
+        "values",
+        "wires",
+    )
+
+    count = 1  # one reply, of many values
+    owed = 0
+    deletes: Sequence[bytes] = ()
+    opened_before: float | None = None
+    repeatable = True
+    misplaced = False  # values tell their keys, and the reader compares them
+
+    def __init__(
+        self,
+        wires: Sequence[bytes],
+        names: Sequence[Any],
+        decode: Callable[[bytes, int], object],
+        values: dict[Any, Any],
+        tokens: bool = False,
+    ) -> None:
+        if len(wires) != len(names):
+            raise ValueError("wires and names must be equally many")
+        self.payload = (b"gets " if tokens else b"get ") + b" ".join(wires) + b"\r\n"
+        self.wires = wires
+        self.names = names
+        self.decode = decode
+        self.values = values
+        self.tokens = tokens
+        self._clear()
+
+    def reset(self) -> None:
+        """Forget what came, to be sent again."""
+        for name in self.names:
+            self.values.pop(name, None)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.found = 0
+        self.doubtful: list[int] | None = None
+        self.undecodable = 0
+        self.refusal: bytes | None = None
+        self.failure: Exception | None = None
+
+    def settle(self, counters: Counters) -> None:
+        """Count what came; doubtful keys are counted when they are asked again."""
+        counters.hits += self.found
+        counters.misses += len(self.wires) - self.found - (len(self.doubtful) if self.doubtful else 0)
+        if self.undecodable:
+            counters.undecodable += self.undecodable
+        if self.refusal:
+            counters.errors += 1
+
+    def fail(self, counters: Counters) -> None:
+        """Count what did not come, because the exchange failed. What came before it did is not trusted either."""
+        self.reset()
+        counters.misses += len(self.wires)
+
+
 def plain_key(key: object, prefix: bytes) -> bytes | None:
     """The prefixed key as bytes, or None where it is not one that can travel as it is (see `requests`)."""
     if type(key) is str:
@@ -98,6 +184,30 @@ def group(wires: list[bytes], names: list[Any], owners: list[int]) -> dict[int, 
     return groups
 
 
+def reads(
+    names: list[str | bytes],
+    prefix: bytes,
+    unusual: Callable[[str | bytes], bytes],
+    placement: Placement,
+    decode: Callable[[bytes, int], object],
+    values: dict[Any, Any],
+    tokens: bool,
+) -> tuple[dict[str, Fetch], dict[str, tuple[list[bytes], list[Any]]]]:
+    """What reads many keys: a `Fetch` of each node's plain keys by its address, and the other keys as `group` would have them.
+
+    ``prefix`` and ``unusual`` are `plain_keys`'s, the other arguments are those of `Fetch`.
+    """
+    plain: dict[str, tuple[list[bytes], list[Any]]] = {}
+    others: dict[str, tuple[list[bytes], list[Any]]] = {}
+    wires = plain_keys(names, prefix, unusual)
+    for wire, name, owner in zip(wires, names, placement.indexes(wires), strict=True):
+        groups = plain if type(wire) is bytes else others
+        its_wires, its_names = groups.setdefault(placement.addresses[owner], ([], []))
+        its_wires.append(wire)
+        its_names.append(name)
+    return {address: Fetch(*pair, decode, values, tokens) for address, pair in plain.items()}, others
+
+
 def set_lines(
     wires: list[bytes],
     values: list[tuple[bytes, int]],
@@ -125,6 +235,32 @@ def send_all(fd: int, payload: bytes) -> None:
     sent = os.write(fd, payload)
     while sent < len(payload):
         sent += os.write(fd, memoryview(payload)[sent:])
+
+
+def scatter(flights: list[tuple[Reader, int, Request]], patience: float) -> list[int | Exception | None]:
+    """Send each request over its blocking socket, `Reader.begin` it, then `Reader.receive` once from each socket in turn.
+
+    The outcome of each: what `receive` returned, or the OSError or `Malformed` of its node, which does not keep the others from
+    their part. Where ``patience`` seconds have passed since the last request was sent, nothing more is received: None.
+    """
+    outcomes: list[int | Exception | None] = []
+    for reader, fd, request in flights:
+        failure = None
+        try:
+            send_all(fd, request.payload)
+        except OSError as error:
+            failure = error
+        reader.begin(request)
+        outcomes.append(failure)
+    end = time.monotonic() + patience
+    for at, (reader, fd, _) in enumerate(flights):
+        if outcomes[at] is not None or time.monotonic() > end:
+            continue
+        try:
+            outcomes[at] = reader.receive(fd)
+        except (OSError, Malformed) as error:
+            outcomes[at] = error
+    return outcomes
 
 
 class Reader:
@@ -176,12 +312,14 @@ class Reader:
             self._lent = None
         return True
 
-    def exchange(self, fd: int, payload: bytes) -> int:
-        """Send a payload over a blocking socket, and `receive` once.
+    def exchange(self, fd: int, request: Request) -> int:
+        """Send a request over a blocking socket, `begin` to read its replies, and `receive` once.
 
+        :raises Malformed: as `receive` does
         :raises OSError: as the socket does; BlockingIOError where the kernel's timeout passes
         """
-        send_all(fd, payload)
+        send_all(fd, request.payload)
+        self.begin(request)
         return self.receive(fd)
 
     def receive(self, fd: int) -> int:
@@ -225,11 +363,15 @@ class Reader:
                 key, flags, size, cas = match.groups()
                 if (cas is not None) is not request.tokens:
                     raise Malformed(f"a value {'without' if request.tokens else 'with'} a CAS number: {line!r:.100}")
+                try:
+                    self._cursor = request.wires.index(key, self._cursor)
+                except ValueError:
+                    raise Malformed(f"not a value that was asked for: {line!r:.100}") from None
                 data = self._data(after, int(size))
                 if data is None:
                     self._need -= position
                     break
-                self._file(request, key, data, int(flags), cas)
+                self._file(request, data, int(flags), cas)
                 position = after + len(data) + 2
             elif line == b"END":
                 position, done = after, True
@@ -241,14 +383,10 @@ class Reader:
         del self._pending[:position]
         return done
 
-    def _file(self, request: Fetch, key: bytes, data: bytes, flags: int, cas: bytes | None) -> None:
-        """Put a value where its key's name says."""
-        wires, at = request.wires, self._cursor
-        while at < len(wires) and wires[at] != key:
-            at += 1
-        if at == len(wires):
-            raise Malformed("a value for a key that was not asked for")
-        self._cursor = at + 1
+    def _file(self, request: Fetch, data: bytes, flags: int, cas: bytes | None) -> None:
+        """Put a value where the name of the key at the cursor says."""
+        at = self._cursor
+        self._cursor += 1
         value: object
         try:
             if flags == 0:

@@ -9,7 +9,19 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvcluster.protocol._pure import Malformed, Reader, Reply, group, plain_key, plain_keys, send_all, set_lines
+    from kvcluster.protocol._pure import (
+        Fetch,
+        Malformed,
+        Reader,
+        Reply,
+        group,
+        plain_key,
+        plain_keys,
+        reads,
+        scatter,
+        send_all,
+        set_lines,
+    )
 
     COMPILED: bool
 else:
@@ -18,12 +30,36 @@ else:
     try:
         if os.environ.get("KVCLUSTER_PURE") == "1":
             raise ImportError
-        from kvcluster.protocol._native import Reader, Reply, group, plain_key, plain_keys, send_all, set_lines
+        from kvcluster.protocol._native import (
+            Fetch,
+            Reader,
+            Reply,
+            group,
+            plain_key,
+            plain_keys,
+            reads,
+            scatter,
+            send_all,
+            set_lines,
+        )
 
         COMPILED = True
     except ImportError:
-        from kvcluster.protocol._pure import Reader, Reply, group, plain_key, plain_keys, send_all, set_lines
+        from kvcluster.protocol._pure import Fetch, Reader, Reply, group, plain_key, plain_keys, reads, scatter, send_all, set_lines
 
         COMPILED = False
 
-__all__ = ["COMPILED", "Malformed", "Reader", "Reply", "group", "plain_key", "plain_keys", "send_all", "set_lines"]
+__all__ = [
+    "COMPILED",
+    "Fetch",
+    "Malformed",
+    "Reader",
+    "Reply",
+    "group",
+    "plain_key",
+    "plain_keys",
+    "reads",
+    "scatter",
+    "send_all",
+    "set_lines",
+]

@@ -21,12 +21,13 @@ from __future__ import annotations
 import itertools
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from kvcluster.errors import IllegalKey
-from kvcluster.protocol.hot import plain_key, plain_keys, set_lines
+from kvcluster.protocol.hot import Fetch as Fetch
+from kvcluster.protocol.hot import plain_key, set_lines
 
 if TYPE_CHECKING:
     from kvcluster.protocol.hot import Reply
@@ -58,15 +59,11 @@ def wire_key(key: str | bytes, prefix: bytes = b"", strict: bool = False) -> byt
     (b'shop:user:1', b'a b')
     """
     wire = plain_key(key, prefix)
-    return wire if wire is not None else _unusual_key(key, prefix, strict)
+    return wire if wire is not None else unusual_key(key, prefix, strict)
 
 
-def wire_keys(keys: Iterable[str | bytes], prefix: bytes = b"", strict: bool = False) -> list[bytes]:
-    """`wire_key` of each key, in order."""
-    return plain_keys(list(keys), prefix, lambda key: _unusual_key(key, prefix, strict))
-
-
-def _unusual_key(key: str | bytes, prefix: bytes, strict: bool) -> bytes:
+def unusual_key(key: str | bytes, prefix: bytes, strict: bool) -> bytes:
+    """`wire_key` for a key that `plain_key` says None of."""
     if not isinstance(key, (str, bytes)):
         raise IllegalKey(f"key must be str or bytes, not {type(key).__name__}")
     if not key:
@@ -90,16 +87,6 @@ def _unusual_key(key: str | bytes, prefix: bytes, strict: bool) -> bytes:
 def _key(wire: bytes) -> tuple[bytes, bytes]:
     """A key's bytes on the line, and the flag that goes with them."""
     return (wire, b"") if type(wire) is bytes else (b64encode(wire), b" b")
-
-
-def get(wires: Sequence[bytes]) -> bytes:
-    """``get``: the values of some plain keys. One reply for all: a VALUE block for each that was found, then END."""
-    return b"get " + b" ".join(wires) + b"\r\n"
-
-
-def gets(wires: Sequence[bytes]) -> bytes:
-    """``gets``: as `get`, with a CAS number for each value."""
-    return b"gets " + b" ".join(wires) + b"\r\n"
 
 
 def meta_get(wire: bytes, flags: bytes) -> bytes:
@@ -160,87 +147,6 @@ def opaque() -> bytes:
 
 
 NOOP: Final = b"mn\r\n"
-
-
-class Fetch:
-    """A classic read of plain keys at one node, and what it brought.
-
-    A node answers in the order asked and leaves out what it has not, so a value's key must be the next one asked for, or one
-    further on; any other key means that the connection is out of step, and it is closed.
-
-    - ``names``: the caller's name of each key, which the values are filed under in ``values``
-    - ``tokens``: whether the line was ``gets`` and a value is a pair of value and CAS number
-    - ``decode``: called as ``decode(data, flags)`` for values whose flags are not 0 (bytes), 2 (int) or 16 (text)
-    - ``found``: how many values were filed
-    - ``doubtful``: positions of values with flags 0 and length 0, which may be a lease's placeholder; they are not in ``values``
-    - ``undecodable``: how many values raised in ``decode``, and ``failure`` the last such error
-    - ``refusal``: the node's error line, where it sent one instead of the values
-    """
-
-    __slots__ = (
-        "decode",
-        "doubtful",
-        "failure",
-        "found",
-        "names",
-        "payload",
-        "refusal",
-        "tokens",
-        "undecodable",
-        "values",
-        "wires",
-    )
-
-    count = 1  # one reply, of many values
-    owed = 0
-    deletes: Sequence[bytes] = ()
-    opened_before: float | None = None
-    repeatable = True
-    misplaced = False  # values tell their keys, and the reader compares them
-
-    def __init__(
-        self,
-        payload: bytes,
-        wires: Sequence[bytes],
-        names: Sequence[Any],
-        decode: Callable[[bytes, int], object],
-        values: dict[Any, Any],
-        tokens: bool = False,
-    ) -> None:
-        self.payload = payload
-        self.wires = wires
-        self.names = names
-        self.decode = decode
-        self.values = values
-        self.tokens = tokens
-        self.failure: Exception | None = None
-        self._clear()
-
-    def reset(self) -> None:
-        """Forget what came, to be sent again."""
-        for name in self.names:
-            self.values.pop(name, None)
-        self._clear()
-
-    def _clear(self) -> None:
-        self.found = 0
-        self.doubtful: list[int] | None = None
-        self.undecodable = 0
-        self.refusal: bytes | None = None
-
-    def settle(self, counters: Counters) -> None:
-        """Count what came; doubtful keys are counted when they are asked again."""
-        counters.hits += self.found
-        counters.misses += len(self.wires) - self.found - (len(self.doubtful) if self.doubtful else 0)
-        if self.undecodable:
-            counters.undecodable += self.undecodable
-        if self.refusal:
-            counters.errors += 1
-
-    def fail(self, counters: Counters) -> None:
-        """Count what did not come, because the exchange failed. What came before it did is not trusted either."""
-        self.reset()
-        counters.misses += len(self.wires)
 
 
 class Commands:

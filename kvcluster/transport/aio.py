@@ -30,7 +30,6 @@ from kvcluster.errors import (
     PoolTimeout,
 )
 from kvcluster.planner import Planner
-from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Malformed, Reader
 from kvcluster.protocol.requests import Commands, Deletes, Fetch, Request
 from kvcluster.stats.counters import Counters
@@ -330,7 +329,7 @@ class _Gets:
 
     def call(self) -> _GetsCall:
         """The one command."""
-        fetch = Fetch(requests.get(self.wires), self.wires, range(len(self.wires)), self.planner.codec.decode, {})
+        fetch = Fetch(self.wires, range(len(self.wires)), self.planner.codec.decode, {})
         return _GetsCall(fetch, self.planner.namespace, self.futures)
 
 
@@ -365,7 +364,7 @@ def _seen(task: asyncio.Task[AsyncConnection]) -> None:
 
 
 def _fetch_one(wire: bytes, planner: Planner) -> Fetch:
-    return Fetch(requests.get((wire,)), (wire,), (0,), planner.codec.decode, {})
+    return Fetch((wire,), (0,), planner.codec.decode, {})
 
 
 class AsyncEndpoint:

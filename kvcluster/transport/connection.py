@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from pymemcache.client.base import KeepaliveOpts
 
-from kvcluster.errors import BadReply, CommandRefused, NodeTimeout, NodeUnreachable
+from kvcluster.errors import BadReply, CommandRefused, KvclusterError, NodeTimeout, NodeUnreachable
 from kvcluster.protocol.hot import Malformed, Reader, send_all
 from kvcluster.protocol.requests import Commands, Deletes, Request
 from kvcluster.stats.counters import Counters
@@ -68,13 +68,6 @@ class Connection:
         self.expired = False  # whether to close it when it is given back
         self.idle_since = opened
 
-    def tally(self, namespace: str) -> Counters:
-        """The counters of one namespace."""
-        counters = self.counters.get(namespace)
-        if counters is None:
-            self.counters[namespace] = counters = Counters()
-        return counters
-
     def exchange(self, request: Request, namespace: str) -> None:
         """Send a request and read all its replies.
 
@@ -82,14 +75,35 @@ class Connection:
         :raises BadReply: where what it sends is no reply
         :raises CommandRefused: where it refuses a delete
         """
-        if self.fd >= 0 and request.count and not self.owed:
-            self.complete(request, namespace, self._read(request, None, request.payload))
+        outcome: int | Exception | None = None
+        if self.direct and request.count:
+            try:
+                outcome = self.reader.exchange(self.fd, request)
+            except (OSError, Malformed) as error:
+                outcome = error
         else:
             self.send(request)
-            self.receive(request, namespace)
+        self.conclude(request, namespace, outcome)
+
+    @property
+    def direct(self) -> bool:
+        """Whether the next request's exchange may be left to the reader: the kernel keeps the time, and no reply is owed."""
+        return self.fd >= 0 and not self.owed
+
+    def conclude(self, request: Request, namespace: str, outcome: int | Exception | None, deadline: float | None = None) -> None:
+        """The rest of an exchange whose request was sent.
+
+        :param outcome: how it went so far: the number of bytes first received, or an error; None where nothing was received
+        :param deadline: by ``time.monotonic()``; without one the connection's own timeout counts from here. `SLOWEST` extends it
+        """
+        if isinstance(outcome, Exception):
+            raise self._failure(outcome) from None
+        if outcome is None or not self.reader.complete:
+            outcome = self._read(deadline, outcome) if request.count else 0
+        self.complete(request, namespace, outcome)
 
     def send(self, request: Request) -> None:
-        """The first half of `exchange`."""
+        """The first half of `exchange`; `conclude` is the second."""
         try:
             if self.owed:
                 self.settle()
@@ -97,18 +111,11 @@ class Connection:
                 send_all(self.fd, request.payload)
             else:
                 self.stream.sendall(request.payload)
-        except (TimeoutError, BlockingIOError):
-            raise self._late() from None
         except OSError as error:
-            raise NodeUnreachable(self.address, f"connection lost while sending ({error})") from None
+            raise self._failure(error) from None
         self.owed += request.owed
-
-    def receive(self, request: Request, namespace: str, deadline: float | None = None) -> None:
-        """The second half of `exchange`.
-
-        :param deadline: by ``time.monotonic()``; without one the connection's own timeout counts from here. `SLOWEST` extends it
-        """
-        self.complete(request, namespace, self._read(request, deadline) if request.count else 0)
+        if request.count:
+            self.reader.begin(request)
 
     def complete(self, request: Request, namespace: str, received: int) -> None:
         """Count a request whose replies were read."""
@@ -116,44 +123,54 @@ class Connection:
             raise BadReply(self.address, "sent more than was asked for")
         if request.misplaced:
             raise BadReply(self.address, "answered another request than the one that waits")
-        counters = self.tally(namespace)
+        counters = self.counters.get(namespace)
+        if counters is None:
+            self.counters[namespace] = counters = Counters()
         counters.bytes_written += len(request.payload)
         counters.bytes_read += received
         if isinstance(request, Deletes) and (refusal := request.refusal):
             raise CommandRefused(self.address, refusal)  # a failed exchange, whose deletes are kept to be sent again
         request.settle(counters)
 
-    def _read(self, request: Request, deadline: float | None, payload: bytes = b"") -> int:
-        """Receive until the request has its replies, after sending what is to be sent first; the number of bytes it took."""
-        reader, fd = self.reader, self.fd
-        reader.begin(request)
-        total = 0
+    def _read(self, deadline: float | None, before: int | None = None) -> int:
+        """Receive until the request that the reader has begun has its replies.
+
+        :param before: the bytes of it that were received already; None where nothing was
+        :returns: the number of bytes it took
+        """
+        reader, fd, total = self.reader, self.fd, 0
         try:
-            if reader.excess and reader.received(0):  # it came together with the reply before
+            if before is None and reader.excess and reader.received(0):  # it came together with the reply before
                 return total
+            count = before
             while True:
+                if count is not None:
+                    if not count:
+                        raise NodeUnreachable(self.address, "closed the connection before its reply was whole")
+                    total += count
+                    deadline = (deadline or time.monotonic() + self.timeout) + count / SLOWEST
                 if deadline is not None:
                     self._wait(deadline)
                 if fd < 0:
                     count = self.stream.recv_into(reader.buffer())
                     complete = count > 0 and reader.received(count)
                 else:
-                    count = reader.exchange(fd, payload) if payload else reader.receive(fd)
-                    complete, payload = reader.complete, b""
-                total += count
+                    count = reader.receive(fd)
+                    complete = reader.complete
                 if complete:
-                    return total
-                if not count:
-                    raise NodeUnreachable(self.address, "closed the connection before its reply was whole")
-                deadline = (deadline or time.monotonic() + self.timeout) + count / SLOWEST
-        except (TimeoutError, BlockingIOError) as error:
-            raise (error if isinstance(error, NodeTimeout) else self._late()) from None
-        except Malformed as error:
-            raise BadReply(self.address, f"sent what is no reply: {error}") from None
-        except NodeUnreachable:
-            raise
-        except OSError as error:
-            raise NodeUnreachable(self.address, f"connection lost ({error})") from None
+                    return total + count
+        except (OSError, Malformed) as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: Exception) -> KvclusterError:
+        """What an error of the stream or of the reader means."""
+        if isinstance(error, KvclusterError):
+            return error
+        if isinstance(error, Malformed):
+            return BadReply(self.address, f"sent what is no reply: {error}")
+        if isinstance(error, TimeoutError | BlockingIOError):
+            return self._late()
+        return NodeUnreachable(self.address, f"connection lost ({error})")
 
     def _wait(self, deadline: float) -> None:
         """Wait for bytes where the deadline comes before the kernel's timeout would."""
@@ -165,7 +182,8 @@ class Connection:
         """Read the replies up to the no-ops that ended requests nobody waited for."""
         while self.owed:
             line = Commands(b"", 1)
-            self._read(line, None)
+            self.reader.begin(line)
+            self._read(None)
             self.owed -= line.replies[0].status == "MN"
 
     def _late(self) -> NodeTimeout:

@@ -15,12 +15,12 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kvcluster.errors import BadReply, KvclusterError, NetworkError, NodeTimeout, NodeUnreachable
 from kvcluster.plan import Plan
-from kvcluster.protocol.hot import Malformed
+from kvcluster.protocol.hot import Malformed, scatter
 from kvcluster.protocol.requests import Request
 from kvcluster.transport.connection import SLOWEST, Connection, blocking_timeout, pending
 from kvcluster.transport.pool import Endpoint
@@ -104,18 +104,22 @@ class _Scatter:
 
     def gather(self) -> None:
         """Write all requests, then read all replies."""
-        for connection in list(self.held.values()):
-            try:
-                connection.send(self.requests[connection.address])
-            except KvclusterError as error:
-                self.fail(connection, error)
-        for connection in list(self.held.values()):
-            self.receive(connection)
+        held = [(connection, self.requests[address]) for address, connection in self.held.items()]
+        outcomes: Sequence[int | Exception | None]
+        if all(connection.direct and request.count for connection, request in held):
+            flights = [(connection.reader, connection.fd, request) for connection, request in held]
+            # As long as no receive could end after the deadline, the kernel's timeouts are enough.
+            patience = self.deadline - time.monotonic() - max([connection.timeout for connection, _ in held], default=0.0)
+            outcomes = scatter(flights, patience)
+        else:
+            outcomes = [_sent(connection, request) for connection, request in held]
+        for (connection, request), outcome in zip(held, outcomes, strict=True):
+            self.conclude(connection, request, outcome)
 
-    def receive(self, connection: Connection) -> None:
-        """Read all replies of one node."""
+    def conclude(self, connection: Connection, request: Request, outcome: int | Exception | None) -> None:
+        """Read what is left of one node's replies; see `Connection.conclude`."""
         try:
-            connection.receive(self.requests[connection.address], self.namespace, self.deadline)
+            connection.conclude(request, self.namespace, outcome, self.deadline)
         except KvclusterError as error:
             self.fail(connection, error)
         else:
@@ -155,7 +159,7 @@ class _Scatter:
             except KvclusterError as error:
                 self.fail(connection, error)
             else:
-                self.receive(connection)
+                self.conclude(connection, self.requests[address], None)
         while pumps:
             ready = poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000)
             if not ready:
@@ -177,6 +181,14 @@ class _Scatter:
                 else:
                     poll.unregister(descriptor)
                     del pumps[descriptor]
+
+
+def _sent(connection: Connection, request: Request) -> KvclusterError | None:
+    try:
+        connection.send(request)
+    except KvclusterError as error:
+        return error
+    return None
 
 
 class _Pump:

@@ -75,34 +75,31 @@ class Endpoint:
 
     def exchange(self, request: Request, namespace: str) -> KvclusterError | None:
         """Exchange a request. A failure is counted and returned, not raised."""
+        repeated = False
         try:
-            return self._exchange(request, namespace)
+            while True:
+                try:
+                    connection = self.acquire(request.opened_before)
+                except KvclusterError as error:
+                    self.state.failed(error, request, namespace)
+                    return error
+                completed = False
+                try:
+                    connection.exchange(request, namespace)
+                    completed = True
+                    if not self.state.ready:
+                        self.state.answered()
+                    return None
+                except KvclusterError as error:
+                    failure = error
+                finally:
+                    self.release(connection, completed)
+                if repeated or not self.repeats(connection, failure, request):
+                    return self.fail(connection, failure, request, namespace)
+                repeated = True
         except BaseException:
             self.interrupted(request, namespace)
             raise
-
-    def _exchange(self, request: Request, namespace: str) -> KvclusterError | None:
-        repeated = False
-        while True:
-            try:
-                connection = self.acquire(request.opened_before)
-            except KvclusterError as error:
-                self.state.failed(error, request, namespace)
-                return error
-            completed = False
-            try:
-                connection.exchange(request, namespace)
-                completed = True
-                if not self.state.ready:
-                    self.state.answered()
-                return None
-            except KvclusterError as error:
-                failure = error
-            finally:
-                self.release(connection, completed)
-            if repeated or not self.repeats(connection, failure, request):
-                return self.fail(connection, failure, request, namespace)
-            repeated = True
 
     def repeats(self, connection: Connection, error: KvclusterError, request: Request) -> bool:
         """Whether a request that failed is to be sent once more, over another connection, and is ready for that."""

@@ -54,7 +54,7 @@ def get(connection: AsyncConnection, key: str) -> Callable[[], None]:
 def get_many(connection: AsyncConnection, key: str) -> Callable[[], None]:
     keys = [key, "k1", "k0"]
     wires = [name.encode() for name in keys]
-    fetch = Fetch(requests.get(wires), wires, keys, PLANNER.codec.decode, {})
+    fetch = Fetch(wires, keys, PLANNER.codec.decode, {})
     future = connection.submit(fetch, "many")
 
     def check() -> None:

@@ -329,7 +329,7 @@ def test_a_large_value_must_be_asked_for(hot: ModuleType) -> None:
 
 @pytest.mark.parametrize("request_", [fetch([b"a"]), commands(1)], ids=["fetch", "commands"])
 def test_a_garbage_length_commits_no_memory(hot: ModuleType, request_: Fetch | Commands) -> None:
-    line = b"VALUE a 0 %d\r\n" if isinstance(request_, Fetch) else b"VA %d\r\n"
+    line = b"VALUE a 0 %d\r\n" if not isinstance(request_, Commands) else b"VA %d\r\n"
     reader = hot.Reader()
     tracemalloc.start()
     try:

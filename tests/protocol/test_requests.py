@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvcluster.errors import IllegalKey
+from kvcluster.placement import Placement, placement
 from kvcluster.protocol import requests
-from kvcluster.protocol.requests import BinaryKey, wire_key, wire_keys
+from kvcluster.protocol.requests import BinaryKey, unusual_key, wire_key
+from kvcluster.stats.counters import Counters
 from tests.protocol.twins import TWINS, needs_native, twin
 
 
@@ -25,9 +28,6 @@ def hot(request: pytest.FixtureRequest) -> ModuleType:
 @pytest.mark.parametrize(
     ("sent", "line"),
     [
-        (requests.get([b"a"]), b"get a\r\n"),
-        (requests.get([b"a", b"b:1"]), b"get a b:1\r\n"),
-        (requests.gets([b"a", b"b"]), b"gets a b\r\n"),
         (requests.meta_get(b"a", b"v f t c"), b"mg a v f t c\r\n"),
         (requests.meta_get(BinaryKey(b"a b"), b"v"), b"mg YSBi v b\r\n"),
         (requests.meta_set(b"a", b"xyz", b"T60 F16"), b"ms a 3 T60 F16\r\nxyz\r\n"),
@@ -45,6 +45,36 @@ def hot(request: pytest.FixtureRequest) -> ModuleType:
 )
 def test_encoders_give_these_lines(sent: bytes, line: bytes) -> None:
     assert sent == line
+
+
+@pytest.mark.parametrize(
+    ("wires", "tokens", "line"),
+    [
+        ((b"a",), False, b"get a\r\n"),
+        ([b"a", b"b:1"], False, b"get a b:1\r\n"),
+        ([b"a", b"b"], True, b"gets a b\r\n"),
+    ],
+)
+def test_a_read_is_this_line(hot: ModuleType, wires: list[bytes], tokens: bool, line: bytes) -> None:
+    fetch = hot.Fetch(wires, range(len(wires)), None, {}, tokens)
+    assert fetch.payload == line
+    assert list(fetch.wires) == list(wires)
+    assert list(fetch.names) == [*range(len(wires))]
+
+
+def test_a_read_has_as_many_names_as_keys(hot: ModuleType) -> None:
+    with pytest.raises(ValueError, match="equally many"):
+        hot.Fetch([b"a", b"b"], ["A"], None, {})
+
+
+def test_what_a_read_counts(hot: ModuleType) -> None:
+    fetch, counters = hot.Fetch([b"a", b"b", b"c", b"d"], "abcd", None, {"a": 1, "other": 2}), Counters()
+    fetch.found, fetch.doubtful, fetch.undecodable, fetch.refusal = 1, [1], 1, b"SERVER_ERROR"
+    fetch.settle(counters)
+    assert (counters.hits, counters.misses, counters.undecodable, counters.errors) == (1, 2, 1, 1)
+    fetch.fail(counters)
+    assert (counters.hits, counters.misses) == (1, 6)
+    assert (fetch.found, fetch.doubtful, fetch.undecodable, fetch.refusal, fetch.values) == (0, None, 0, None, {"other": 2})
 
 
 def test_many_sets_are_the_lines_of_each(hot: ModuleType) -> None:
@@ -149,8 +179,6 @@ def test_text_and_its_utf8_are_one_key(text: str) -> None:
 def test_what_is_no_key_is_refused(key: object, strict: bool) -> None:
     with pytest.raises(IllegalKey, match="key must"):
         wire_key(key, b"p:", strict)  # type: ignore[arg-type]
-    with pytest.raises(IllegalKey, match="key must"):
-        wire_keys(["fine", key], b"p:", strict)  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("key", ["a b", "a\r\nset x 0 0 1", b"\0", "\x7f", "k" * 249])
@@ -159,9 +187,13 @@ def test_strict_refuses_what_memcached_does(key: str | bytes) -> None:
         wire_key(key, b"p:", strict=True)
 
 
+def unusual(prefix: bytes = b"") -> Callable[[str | bytes], bytes]:
+    return lambda key: unusual_key(key, prefix, strict=False)
+
+
 @given(keys=st.lists(any_key), prefix=st.sampled_from([b"", b"shop:"]))
-def test_many_keys_are_each_key(keys: list[str | bytes], prefix: bytes) -> None:
-    wires = wire_keys(keys, prefix)
+def test_many_keys_are_each_key(hot: ModuleType, keys: list[str | bytes], prefix: bytes) -> None:
+    wires = hot.plain_keys(keys, prefix, unusual(prefix))
     assert wires == [wire_key(key, prefix) for key in keys]
     assert [type(wire) for wire in wires] == [type(wire_key(key, prefix)) for key in keys]
 
@@ -189,7 +221,7 @@ def test_twins_make_the_same_key(key: object, prefix: bytes) -> None:
     keys=st.lists(any_key, max_size=8), values=st.lists(st.tuples(st.binary(), st.integers(0, 2**32 - 1)), min_size=8, max_size=8)
 )
 def test_twins_encode_the_same_sets(keys: list[str | bytes], values: list[tuple[bytes, int]]) -> None:
-    wires, values = wire_keys(keys), values[: len(keys)]
+    wires, values = [wire_key(key) for key in keys], values[: len(keys)]
     lines = twin("_native").set_lines(wires, values, b"T7", requests._key)
     assert lines == twin("_pure").set_lines(wires, values, b"T7", requests._key)
     assert lines == b"".join(requests.meta_set(w, data, b"T7 F%d" % flags) for w, (data, flags) in zip(wires, values, strict=True))
@@ -201,3 +233,80 @@ def test_twins_group_the_same(owners: list[int]) -> None:
     wires = [b"%d" % i for i in range(len(owners))]
     groups = twin("_native").group(wires, list(range(len(owners))), owners)
     assert list(groups.items()) == list(twin("_pure").group(wires, list(range(len(owners))), owners).items())
+
+
+NODES = [f"node{number}:11211" for number in range(5)]
+placements = st.sampled_from(
+    [placement("slots", NODES), placement("slots", NODES, 64), placement("slots", NODES[:1]), placement("ketama", NODES)]
+)
+
+
+@needs_native
+@given(
+    keys=st.lists(st.one_of(any_key, st.sampled_from(["same", b"same"])), max_size=20),
+    prefix=st.sampled_from([b"", b"shop:", b"p" * 150, b"p" * 249, b"not legal", b"p" * 300]),
+    owners=placements,
+    tokens=st.booleans(),
+)
+@example(keys=["k" * 250], prefix=b"", owners=placement("slots", NODES), tokens=False)
+@example(
+    keys=[b"k" * 217 + b"~" + b"0" * 32, b"k" * 216 + b"~" + b"0" * 32], prefix=b"", owners=placement("slots", NODES), tokens=False
+)
+@example(keys=[b"k" * 216 + b"~" + b"0" * 32], prefix=b"p", owners=placement("slots", NODES), tokens=False)
+def test_twins_make_the_same_reads(keys: list[str | bytes], prefix: bytes, owners: Placement, tokens: bool) -> None:
+    seen = []
+    for hot in (twin("_native"), twin("_pure")):
+        values: dict[object, object] = {}
+        fetches, others = hot.reads(keys, prefix, unusual(prefix), owners, repr, values, tokens)
+        assert all(fetch.values is values and fetch.decode is repr and fetch.tokens is tokens for fetch in fetches.values())
+        lines = [(address, fetch.payload, list(fetch.wires), list(fetch.names)) for address, fetch in fetches.items()]
+        seen.append((lines, list(others.items())))
+    assert seen[0] == seen[1]
+    for address, _, wires, names in seen[0][0]:
+        assert wires == [wire_key(name, prefix) for name in names]
+        assert {owners.owner(wire).address for wire in wires} == {address}
+    assert sum(len(names) for *_, names in seen[0][0]) + sum(len(pair[1]) for _, pair in seen[0][1]) == len(keys)
+
+
+class Careless(Placement):
+    """A placement that says what it was told to."""
+
+    name = "careless"
+
+    def __init__(self, table: tuple[int, ...], shift: int) -> None:
+        super().__init__(placement("slots", NODES).nodes)
+        self.told = table, shift
+
+    def hash_table(self) -> tuple[tuple[int, ...], int]:
+        return self.told
+
+    def index(self, key: bytes) -> int:
+        return 7
+
+    def indexes(self, keys: object) -> list[int]:
+        return []
+
+    def shares(self) -> list[float]:
+        return []
+
+
+@needs_native
+@pytest.mark.parametrize(("table", "shift"), [((), 31), ((5,) * 16, 28), ((-1,) * 16, 28), ((0,), 28)])
+def test_an_owner_that_is_none_is_an_error(table: tuple[int, ...], shift: int) -> None:
+    keys = [f"{number}" for number in range(100)]
+    with pytest.raises(IndexError):
+        twin("_native").reads(keys, b"", unusual(), Careless(table, shift), None, {}, False)
+
+
+@needs_native
+def test_a_shift_beyond_the_hash_is_an_error() -> None:
+    with pytest.raises(ValueError, match="shifted by 32"):
+        twin("_native").reads(["k"], b"", unusual(), Careless((0,), 32), None, {}, False)
+
+
+def test_what_is_no_key_is_refused_among_many(hot: ModuleType) -> None:
+    for key in ("", b"", None, 7, "\ud800"):
+        with pytest.raises(IllegalKey, match="key must"):
+            hot.reads(["fine", key], b"", unusual(), placement("slots", NODES), None, {}, False)
+        with pytest.raises(IllegalKey, match="key must"):
+            hot.plain_keys(["fine", key], b"", unusual())

@@ -26,7 +26,10 @@ def twin(name: str) -> ModuleType:
 def fetch(wires: Iterable[bytes], *, tokens: bool = False) -> Fetch:
     """A read of these keys; a key's name is its text in capitals, so that the two cannot be mixed up."""
     asked = list(wires)
-    return Fetch(b"", asked, [wire.decode("latin-1").upper() for wire in asked], StandardCodec().decode, {}, tokens)
+    # A compiled reader wants a compiled request; the pure one takes both.
+    return twin("_native" if NATIVE else "_pure").Fetch(
+        asked, [wire.decode("latin-1").upper() for wire in asked], StandardCodec().decode, {}, tokens
+    )
 
 
 def commands(count: int) -> Commands:
@@ -66,7 +69,7 @@ def feed(reader: Any, request: Fetch | Commands, pieces: Iterable[bytes]) -> byt
 
 def seen(request: Fetch | Commands) -> Any:
     """Everything that a reader has noted in a request, with the types of the values."""
-    if isinstance(request, Fetch):
+    if not isinstance(request, Commands):
         values = [(name, type(value), value) for name, value in request.values.items()]
         return values, request.found, request.doubtful, request.undecodable, type(request.failure), request.refusal
     return [

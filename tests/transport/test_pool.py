@@ -60,7 +60,7 @@ class Dialer:
 
 
 def miss() -> Fetch:
-    return Fetch(b"get k\r\n", (b"k",), ("k",), lambda data, flags: data, {})
+    return Fetch((b"k",), ("k",), lambda data, flags: data, {})
 
 
 @pytest.fixture
