@@ -16,7 +16,8 @@ from kvcluster.errors import KvclusterError
 from kvcluster.following.plans import Refetch
 from kvcluster.plan import Plan
 from kvcluster.planner import Key
-from kvcluster.protocol.requests import Request, wire_key
+from kvcluster.protocol.hot import plain_key
+from kvcluster.protocol.requests import Request
 from kvcluster.topology import Node
 from kvcluster.transport.aio import DOUBTFUL, MISSING, AsyncConnection, AsyncEndpoint
 from kvcluster.transport.connection import keep_alive
@@ -98,15 +99,22 @@ class AsyncClient(Cluster[AsyncEndpoint]):
     async def _exchange(self, plan: Plan[Any]) -> dict[str, KvclusterError]:
         """Exchange a plan's requests with their nodes, all at the same time; the failures, by address."""
         namespace = plan.namespace
+        several = len(plan.requests) > 1
         submitted = [
-            (endpoint := self._endpoints[address], request, endpoint.submit(request, namespace))
+            (endpoint := self._endpoints[address], request, endpoint.submit(request, namespace, several))
             for address, request in plan.requests.items()
         ]
         try:
             if len(submitted) > 1 and any(submission is None for _, _, submission in submitted):
                 results = await asyncio.gather(*[endpoint.exchange(request, namespace, s) for endpoint, request, s in submitted])
             else:
-                results = [await endpoint.exchange(request, namespace, s) for endpoint, request, s in submitted]
+                results = [
+                    # The future alone says all on a good day, and costs less than a coroutine around it.
+                    None
+                    if submission is not None and await submission[1] is None and endpoint.state.ready
+                    else await endpoint.exchange(request, namespace, submission)
+                    for endpoint, request, submission in submitted
+                ]
         except asyncio.CancelledError:
             for endpoint, request, _ in submitted:  # whether the nodes were told is unknown
                 if request.deletes:
@@ -122,9 +130,12 @@ class AsyncClient(Cluster[AsyncEndpoint]):
         :raises IllegalKey: for a key that cannot be used
         """
         planner = self._planner
-        wire = wire_key(key, planner.prefix, planner.strict_keys)
-        if type(wire) is bytes:
-            value = await self._endpoints[planner.address(wire)].get(wire, planner)
+        wire = plain_key(key, planner.prefix)
+        if wire is not None:
+            endpoint = self._endpoints[planner.address(wire)]
+            value = await endpoint.get(wire, planner)
+            if type(value) is AsyncConnection:
+                value = await endpoint.get_alone(wire, planner, value)
             if value is not DOUBTFUL:
                 return default if value is MISSING else value
         return (await self.run(planner.get_many((key,)))).get(key, default)

@@ -16,7 +16,8 @@ from kvcluster.errors import KvclusterError
 from kvcluster.following.plans import Refetch
 from kvcluster.plan import Plan
 from kvcluster.planner import Key
-from kvcluster.protocol.requests import Fetch, Request, wire_key
+from kvcluster.protocol.hot import plain_key
+from kvcluster.protocol.requests import Fetch, Request
 from kvcluster.topology import Node
 from kvcluster.transport.connection import Stream, dial
 from kvcluster.transport.exchange import exchange as exchange_all
@@ -106,8 +107,8 @@ class Client(Cluster[Endpoint]):
         :raises IllegalKey: for a key that cannot be used
         """
         planner = self._planner
-        wire = wire_key(key, planner.prefix, planner.strict_keys)
-        if type(wire) is bytes:
+        wire = plain_key(key, planner.prefix)
+        if wire is not None:
             values: dict[Key, Any] = {}
             fetch = Fetch((wire,), (key,), planner.codec.decode, values)
             placement = planner.placement

@@ -84,8 +84,7 @@ class WatchFetch(Fetch):
     def __init__(self, inner: Fetch) -> None:
         self.name = object()  # the values of several nodes are filed in one place
         wires, names = [*inner.wires, EPOCH_KEY], [*inner.names, self.name]
-        encode = requests.gets if inner.tokens else requests.get
-        super().__init__(encode(wires), wires, names, inner.decode, inner.values, inner.tokens)
+        super().__init__(wires, names, inner.decode, inner.values, inner.tokens)
         self.epoch: int | None = None
 
     def settle(self, counters: Counters) -> None:

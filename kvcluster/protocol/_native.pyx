@@ -25,7 +25,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
 from cpython.unicode cimport PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memmove
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -742,7 +742,7 @@ def reads(list names not None, bytes prefix not None, unusual, placement, decode
     """What reads many keys; see `kvcluster.protocol._pure.reads`."""
     cdef tuple addresses = placement.addresses
     cdef Py_ssize_t keys = len(names), owners = len(addresses)
-    cdef Part *parts = <Part *>calloc(keys + 1, sizeof(Part))
+    cdef Part *parts = <Part *>malloc((keys + 1) * sizeof(Part))
     cdef Line *lines = <Line *>calloc(owners + 1, sizeof(Line))
     cdef list kept
     cdef dict others = {}
@@ -781,6 +781,7 @@ cdef list find_owners(list names, bytes prefix, unusual, placement, Part *parts,
         memcpy(joined, head, before if usable else 0)
     for i in range(len(names)):
         part = &parts[i]
+        part.prefixed = False
         if found is None:
             part.text = plain_text(names[i], prefix, &part.size) if usable else NULL
             if part.text != NULL:

@@ -1,8 +1,9 @@
 """The one connection that an asyncio client keeps to each node, and many calls under way on it.
 
 Calls queue what they send; one write at the end of the loop's turn carries all of it, and single gets that follow each other in one
-turn become one command with many keys. Replies come in the order of the requests, so a queue of requests is all it takes to hand
-them out. A caller that was cancelled leaves its request in the queue: its reply is read in its place, and reaches nobody.
+turn become one command with many keys. Only a call to several nodes does not wait for that where nothing else is under way: its nodes
+are busy by the end of the turn. Replies come in the order of the requests, so a queue of requests is all it takes to hand them out. A
+caller that was cancelled leaves its request in the queue: its reply is read in its place, and reaches nobody.
 
 A node that is silent for longer than ``timeout`` while replies are due loses the connection; every call on it fails as that
 node's timeout, and the node is judged by it once. While the socket's buffer is full nothing more is written, so a slow node slows
@@ -82,29 +83,35 @@ class AsyncConnection(asyncio.BufferedProtocol):
         """Whether its end says nothing about the node: one that worked may have died since, as all do when a node restarts."""
         return self.used and isinstance(self.failure, NodeUnreachable)
 
-    def submit(self, request: Request, namespace: str) -> asyncio.Future[KvclusterError | None]:
-        """Queue a request. The future's result is None once it holds its replies, or the failure; it is never an exception."""
+    def submit(self, request: Request, namespace: str, at_once: bool = False) -> asyncio.Future[KvclusterError | None]:
+        """Queue a request. The future's result is None once it holds its replies, or the failure; it is never an exception.
+
+        :param at_once: write it now, where nothing is under way
+        """
         future: asyncio.Future[KvclusterError | None] = self.loop.create_future()
         if self.failure is not None:
             future.set_result(self.failure)
         else:
             self._bundle_gets()
             self._unsent.append(_Call(request, namespace, future))
-            self._schedule()
+            if at_once and not self._due and not self._paused:
+                self._write()
+            else:
+                self._schedule()
         return future
 
     def submit_get(self, wire: bytes, planner: Planner) -> asyncio.Future[Any]:
         """Queue a get of one plain key, to travel with the others of this turn.
 
-        The future's result is the value, `MISSING` or `DOUBTFUL`, or the failure.
+        The future's result is the value, `MISSING` or `DOUBTFUL`, or this connection where it ended first.
         """
         future: asyncio.Future[Any] = self.loop.create_future()
         gets = self._gets.get(planner.namespace)
         if gets is None:
             if self.failure is not None:
-                future.set_result(self.failure)
+                future.set_result(self)
                 return future
-            self._gets[planner.namespace] = gets = _Gets(planner)
+            self._gets[planner.namespace] = gets = _Gets(self, planner)
             self._schedule()
         gets.wires.append(wire)
         gets.futures.append(future)
@@ -320,9 +327,10 @@ DOUBTFUL: Final = object()
 class _Gets:
     """Single gets that travel as one."""
 
-    __slots__ = ("futures", "planner", "wires")
+    __slots__ = ("connection", "futures", "planner", "wires")
 
-    def __init__(self, planner: Planner) -> None:
+    def __init__(self, connection: AsyncConnection, planner: Planner) -> None:
+        self.connection = connection
         self.planner = planner
         self.wires: list[bytes] = []
         self.futures: list[asyncio.Future[Any]] = []
@@ -330,20 +338,26 @@ class _Gets:
     def call(self) -> _GetsCall:
         """The one command."""
         fetch = Fetch(self.wires, range(len(self.wires)), self.planner.codec.decode, {})
-        return _GetsCall(fetch, self.planner.namespace, self.futures)
+        return _GetsCall(fetch, self.planner.namespace, self.futures, self.connection)
 
 
 class _GetsCall(_Call):
     """One command that carries the gets of several callers."""
 
-    __slots__ = ("futures",)
+    __slots__ = ("connection", "futures")
 
-    def __init__(self, fetch: Fetch, namespace: str, futures: list[asyncio.Future[Any]]) -> None:
+    def __init__(self, fetch: Fetch, namespace: str, futures: list[asyncio.Future[Any]], connection: AsyncConnection) -> None:
         super().__init__(fetch, namespace, None)
         self.futures = futures
+        self.connection = connection
 
     def land(self, failure: KvclusterError | None) -> None:
         """Give each caller its value."""
+        if failure is not None:
+            for future in self.futures:
+                if not future.done():
+                    future.set_result(self.connection)
+            return
         fetch = self.request
         assert isinstance(fetch, Fetch)
         values = fetch.values
@@ -351,7 +365,7 @@ class _GetsCall(_Call):
             values[at] = DOUBTFUL
         for at, future in enumerate(self.futures):
             if not future.done():
-                future.set_result(values.get(at, MISSING) if failure is None else failure)
+                future.set_result(values.get(at, MISSING))
 
 
 Submission: TypeAlias = tuple[AsyncConnection, "asyncio.Future[KvclusterError | None]"]
@@ -361,10 +375,6 @@ def _seen(task: asyncio.Task[AsyncConnection]) -> None:
     """Look at a task's failure, which all who waited for it may have been cancelled before seeing."""
     if not task.cancelled():
         task.exception()
-
-
-def _fetch_one(wire: bytes, planner: Planner) -> Fetch:
-    return Fetch((wire,), (0,), planner.codec.decode, {})
 
 
 class AsyncEndpoint:
@@ -400,10 +410,10 @@ class AsyncEndpoint:
             return None
         return connection if connection.loop is asyncio.get_running_loop() else None
 
-    def submit(self, request: Request, namespace: str) -> Submission | None:
+    def submit(self, request: Request, namespace: str, at_once: bool) -> Submission | None:
         """Queue a request on the open connection; None where `exchange` must see to the connection first."""
         connection = self.connection() if request.opened_before is None else None
-        return None if connection is None else (connection, connection.submit(request, namespace))
+        return None if connection is None else (connection, connection.submit(request, namespace, at_once))
 
     async def exchange(self, request: Request, namespace: str, submitted: Submission | None = None) -> KvclusterError | None:
         """Exchange a request, or wait for one that was submitted. A failure is counted and returned, not raised."""
@@ -432,17 +442,17 @@ class AsyncEndpoint:
             request.reset()
             submitted, repeated = None, True
 
-    async def get(self, wire: bytes, planner: Planner) -> Any:
-        """The value of one plain key, `MISSING` or `DOUBTFUL`."""
+    def get(self, wire: bytes, planner: Planner) -> Awaitable[Any]:
+        """The value of one plain key, `MISSING`, `DOUBTFUL`, or a connection that ended first: then `get_alone` is to get it."""
         connection = self.connection()
-        if connection is not None:
-            value = await connection.submit_get(wire, planner)
-            if not isinstance(value, KvclusterError):
-                return value
-            if not connection.died_idle:
-                self.state.failed_call(_fetch_one(wire, planner), planner.namespace)
-                return MISSING
-        fetch = _fetch_one(wire, planner)
+        return self.get_alone(wire, planner) if connection is None else connection.submit_get(wire, planner)
+
+    async def get_alone(self, wire: bytes, planner: Planner, ended: AsyncConnection | None = None) -> Any:
+        """As `get`, by an exchange of its own; a miss where a connection ``ended`` that could not have died before."""
+        fetch = Fetch((wire,), (0,), planner.codec.decode, {})
+        if ended is not None and not ended.died_idle:
+            self.state.failed_call(fetch, planner.namespace)
+            return MISSING
         await self.exchange(fetch, planner.namespace)
         return DOUBTFUL if fetch.doubtful else fetch.values.get(0, MISSING)
 

@@ -75,20 +75,22 @@ class Connection:
         :raises BadReply: where what it sends is no reply
         :raises CommandRefused: where it refuses a delete
         """
-        outcome: int | Exception | None = None
-        if self.direct and request.count:
-            try:
-                outcome = self.reader.exchange(self.fd, request)
-            except (OSError, Malformed) as error:
-                outcome = error
-        else:
+        if not self.direct(request):
             self.send(request)
-        self.conclude(request, namespace, outcome)
+            self.conclude(request, namespace, None)
+            return
+        try:
+            received = self.reader.exchange(self.fd, request)
+        except (OSError, Malformed) as error:
+            raise self._failure(error) from None
+        if self.reader.complete:
+            self.complete(request, namespace, received)
+        else:
+            self.conclude(request, namespace, received)
 
-    @property
-    def direct(self) -> bool:
-        """Whether the next request's exchange may be left to the reader: the kernel keeps the time, and no reply is owed."""
-        return self.fd >= 0 and not self.owed
+    def direct(self, request: Request) -> bool:
+        """Whether an exchange may be left to the reader: the kernel keeps the time, an answer comes, and no earlier one is owed."""
+        return self.fd >= 0 and not self.owed and request.count > 0
 
     def conclude(self, request: Request, namespace: str, outcome: int | Exception | None, deadline: float | None = None) -> None:
         """The rest of an exchange whose request was sent.

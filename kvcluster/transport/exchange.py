@@ -105,12 +105,11 @@ class _Scatter:
     def gather(self) -> None:
         """Write all requests, then read all replies."""
         held = [(connection, self.requests[address]) for address, connection in self.held.items()]
+        flights = [(connection.reader, connection.fd, request) for connection, request in held if connection.direct(request)]
         outcomes: Sequence[int | Exception | None]
-        if all(connection.direct and request.count for connection, request in held):
-            flights = [(connection.reader, connection.fd, request) for connection, request in held]
+        if held and len(flights) == len(held):
             # As long as no receive could end after the deadline, the kernel's timeouts are enough.
-            patience = self.deadline - time.monotonic() - max([connection.timeout for connection, _ in held], default=0.0)
-            outcomes = scatter(flights, patience)
+            outcomes = scatter(flights, self.deadline - time.monotonic() - held[0][0].timeout)
         else:
             outcomes = [_sent(connection, request) for connection, request in held]
         for (connection, request), outcome in zip(held, outcomes, strict=True):

@@ -98,6 +98,24 @@ def test_commands_of_one_turn_are_one_write_in_their_order(run: Loops) -> None:
     run(main)
 
 
+def test_a_call_to_several_nodes_does_not_wait_for_the_end_of_the_turn(run: Loops) -> None:
+    async def main() -> None:
+        addresses = memory_addresses(2)
+        async with Recording(addresses) as client:
+            keys = [f"key:{number}" for number in range(20)]
+            await client.get_many(keys)
+            for writes in client.writes.values():
+                writes.clear()
+            calls = [asyncio.create_task(client.get_many(keys)) for _ in range(3)]
+            await asyncio.sleep(0)
+            assert {address: len(writes) for address, writes in client.writes.items()} == dict.fromkeys(addresses, 1)
+            assert await asyncio.gather(*calls) == [{}, {}, {}]
+            # those that came while it was under way travel together
+            assert {address: len(writes) for address, writes in client.writes.items()} == dict.fromkeys(addresses, 2)
+
+    run(main)
+
+
 def test_a_later_turn_is_a_write_of_its_own(run: Loops) -> None:
     async def main() -> None:
         (address,) = memory_addresses(1)
