@@ -1,9 +1,9 @@
 """The one connection that an asyncio client keeps to each node, and many calls under way on it.
 
-Calls queue what they send; one write at the end of the loop's turn carries all of it, and single gets that follow each other in one
-turn become one command with many keys. Only a call to several nodes does not wait for that where nothing else is under way: its nodes
-are busy by the end of the turn. Replies come in the order of the requests, so a queue of requests is all it takes to hand them out. A
-caller that was cancelled leaves its request in the queue: its reply is read in its place, and reaches nobody.
+Calls queue what they send; one write at the end of the loop's turn carries all of it, and single gets that follow each other in
+one turn become one command with many keys. Only a call to several nodes does not wait for that where nothing else is under way: its
+nodes are busy by the end of the turn. Replies come in the order of the requests, so a queue of requests is all it takes to hand
+them out. A caller that was cancelled leaves its request in the queue: its reply is read in its place, and reaches nobody.
 
 A node that is silent for longer than ``timeout`` while replies are due loses the connection; every call on it fails as that
 node's timeout, and the node is judged by it once. While the socket's buffer is full nothing more is written, so a slow node slows
