@@ -190,10 +190,14 @@ class Cluster(Generic[E]):
         """The addresses of the nodes that are owed so many deletes that this client serves nothing from them any more."""
         return [address for address, endpoint in list(self._endpoints.items()) if endpoint.state.overflowed]
 
-    def count_unstored(self, address: str, namespace: str, values: int) -> None:
-        """Count values that were loaded and, without asking their node, not stored."""
+    def count(self, address: str, namespace: str, **numbers: int) -> None:
+        """Count what happened to a node's keys without asking the node.
+
+        :param numbers: by the name of their counter
+        """
         counters = Counters()
-        counters.unstored = values
+        for name, number in numbers.items():
+            setattr(counters, name, number)
         self._endpoints[address].state.retire({namespace: counters})
 
     def __repr__(self) -> str:

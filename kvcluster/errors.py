@@ -57,6 +57,10 @@ class ConfigurationError(CallerError):
     """A node list, address, URL or setting cannot be used."""
 
 
+class LoaderTimeout(KvclusterError, TimeoutError):
+    """A loader did not come back within its ``hard_timeout``, and there is no stale value to serve instead."""
+
+
 class MissingExtra(KvclusterError, ImportError):
     """An optional dependency is not installed; the message holds the command that installs it."""
 

@@ -47,7 +47,7 @@ ITEM_SIZE_MAX: Final = 1 << 20
 STAMP_SIZE: Final = 8  # bytes
 _RELATIVE_MAX: Final = 30 * 86400  # above this memcached takes a ttl for a point in time
 _EPOCH_TIMES: Final = 1_000_000_000  # above this a caller gives one, as memcached's clients may
-_EXPTIME_MAX: Final = (1 << 31) - 1  # memcached keeps points in time in 32 bits with a sign; a later one is past
+EXPTIME_MAX: Final = (1 << 31) - 1  # memcached keeps points in time in 32 bits with a sign; a later one is past
 _UINT32, _UINT64 = 1 << 32, 1 << 64
 MODIFY_ATTEMPTS: Final = 100  # as many other writers may come in between
 
@@ -326,9 +326,9 @@ class Planner:
         if expire < 0 or 0 < expire < 1 or expire != expire:
             raise ConfigurationError(f"expire must be 0 (no expiry) or at least 1 second, not {expire!r}")
         ends = self.clock() + expire if _RELATIVE_MAX < expire < _EPOCH_TIMES else expire
-        if ends > _EXPTIME_MAX:
+        if ends > EXPTIME_MAX:
             raise ConfigurationError(
-                f"expire must be over by {_EXPTIME_MAX} (2038-01-19), the last second memcached knows, not {expire!r}"
+                f"expire must be over by {EXPTIME_MAX} (2038-01-19), the last second memcached knows, not {expire!r}"
             )
         return int(ends)
 

@@ -11,20 +11,22 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from kvcluster.cache import fork
-from kvcluster.cache.flights import Flights, LoadTimes
+from kvcluster.cache.flights import Flights, LoadTimes, Sightings
 from kvcluster.cache.keys import Template, checked_namespace
-from kvcluster.cache.leases import Source
+from kvcluster.cache.leases import Source, outdating
 from kvcluster.cache.loader import Loader, LoaderBase
-from kvcluster.cache.policy import Duration, Policy, seconds
+from kvcluster.cache.near import Near
+from kvcluster.cache.policy import Duration, Options, Policy, Settings, seconds
+from kvcluster.cache.shapes import Shape
 from kvcluster.cache.stamps import stamp_wire, table_stamps, tag_stamp
 from kvcluster.client import Client
 from kvcluster.cluster import Cluster, default_url, parse_url
 from kvcluster.codec import Codec
 from kvcluster.errors import ConfigurationError
-from kvcluster.plan import Invalidation
+from kvcluster.plan import Invalidation, Plan
 from kvcluster.planner import Planner
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M")
 
-_INHERIT: Final[Any] = object()
+L1_SIZE: Final = 10_000
 
 
 class Cache:
@@ -54,8 +56,8 @@ class Cache:
     :param ttl: how long values live unless a loader says otherwise: seconds, a ``timedelta`` or text such as ``"10m"``; None for
         ever
     :param client: the cluster, where it is known already; else see `connect`
-    :param negative: the ttl of "there is no such row"
-    :param lease: how long a node keeps the place of a caller that is loading; longer than the slowest load
+    :param l1_size: the most values that are kept in the process itself, where loaders say ``l1``
+    :param settings: the policy of all its loaders and repositories, which may say otherwise; see `Settings`
     :raises ConfigurationError: for an argument that cannot be used
 
     >>> cache = Cache("shop", ttl="10m")
@@ -75,13 +77,13 @@ class Cache:
         ttl: Duration | None,
         client: Client | AsyncClient | None = None,
         *,
-        negative: Duration = 10,
-        lease: Duration = 30,
+        l1_size: int = L1_SIZE,
+        **settings: Unpack[Settings],
     ) -> None:
         self.namespace = checked_namespace(namespace)
-        self._policy = Policy(
-            ttl=None if ttl is None else seconds(ttl, "ttl"), negative=seconds(negative, "negative"), lease=seconds(lease, "lease")
-        )
+        if type(l1_size) is not int or l1_size < 1:
+            raise ConfigurationError(f"l1_size must be a number of values, at least 1, not {l1_size!r}")
+        self._policy = Policy(None if ttl is None else seconds(ttl, "ttl")).but(settings)
         self._url: str | None = None
         self._client: Client | None = None
         self._async_client: AsyncClient | None = None
@@ -89,6 +91,8 @@ class Cache:
         self._planners: dict[Client | AsyncClient, tuple[Planner, Planner]] = {}  # by client: its planner, and the one for here
         self._flights = Flights()
         self._async_flights = Flights()  # apart: a thread that waited for a task of its own event loop would wait for ever
+        self._near = Near(l1_size)
+        self._sightings = Sightings()
         fork.renewed(self)
         self.loaders: list[LoaderBase[..., Any]] = []
         self.repositories: dict[type[Any], list[RepositoryBase[Any]]] = {}
@@ -210,36 +214,28 @@ class Cache:
             self._planners[client] = planners = (base, replace(base, prefix=prefix, namespace=self.namespace))
         return planners[1]
 
-    def source(self, client: Client | AsyncClient, policy: Policy, times: LoadTimes, codec: Codec | None = None) -> Source:
+    def source(
+        self, client: Client | AsyncClient, policy: Policy, times: LoadTimes, codec: Codec, shape: Shape, label: str
+    ) -> Source:
         """What a flow needs to know; for loaders and repositories."""
-        planner = self.planner_of(client)
         flights = self._flights if isinstance(client, Client) else self._async_flights
-        return Source(planner, policy, codec or planner.codec, flights, times, time.monotonic)
+        near = self._near if policy.l1 else None
+        return Source(self.planner_of(client), policy, codec, flights, times, time.monotonic, self._sightings, near, shape, label)
 
-    def policy(self, ttl: Duration | None = _INHERIT, negative: Duration = _INHERIT) -> Policy:
-        """The namespace's policy with what a loader says otherwise."""
-        policy = self._policy
-        if ttl is not _INHERIT:
-            policy = replace(policy, ttl=None if ttl is None else seconds(ttl, "ttl"))
-        if negative is not _INHERIT:
-            policy = replace(policy, negative=seconds(negative, "negative"))
-        return policy
-
-    def loader(
-        self, key: str, *, ttl: Duration | None = _INHERIT, negative: Duration = _INHERIT, ignore: Iterable[str] = ()
-    ) -> _Decorator:
+    def loader(self, key: str, *, ignore: Iterable[str] = (), **options: Unpack[Options]) -> _Decorator:
         """Decorate a function, or a coroutine function, whose results are to be cached.
 
+        Its return annotation, where it has one, says what the results are, and they come back as that.
+
         :param key: the key's template, such as ``"user:{id}"``; each argument must stand in it or in ``ignore``
-        :param ttl: how long results live; the namespace's by default
-        :param negative: how long None lives; the namespace's by default
         :param ignore: arguments that do not change the result
+        :param options: what is to be otherwise than the namespace has it; see `Options`
         :raises ConfigurationError: where template and function do not fit, or where another loader or repository has the same keys
         """
-        policy = self.policy(ttl, negative)
+        policy = self._policy.but(options)
 
         def decorate(function: Callable[..., Any]) -> Any:
-            template = Template(key, function, ignore)
+            template = Template(key, function, ignore, policy.prefixes)
             self._require_own_keys(template)
             loader: LoaderBase[..., Any]
             if inspect.iscoroutinefunction(function):
@@ -263,8 +259,8 @@ class Cache:
             if _name_of(other.function) != name:
                 raise self._crossing(f"{other.text!r} of {_name_of(other.function)}", f"{template.text!r} of {name}")
             self.loaders.remove(loader)
-        for model in self.repositories:
-            if template.shape == f"{model.__name__}:{{}}":
+        for model, repositories in self.repositories.items():
+            if any(template.shape == repository.key_shape for repository in repositories):
                 raise self._crossing(f"{template.text!r} of {name}", f"the repository of {model.__name__}")
 
     def _crossing(self, one: str, other: str) -> ConfigurationError:
@@ -275,9 +271,7 @@ class Cache:
         self,
         model: type[M],
         session_factory: sessionmaker[Any],
-        *,
-        ttl: Duration | None = _INHERIT,
-        negative: Duration = _INHERIT,
+        **options: Unpack[Options],
     ) -> Repository[M]: ...
 
     @overload
@@ -285,24 +279,21 @@ class Cache:
         self,
         model: type[M],
         session_factory: async_sessionmaker[Any],
-        *,
-        ttl: Duration | None = _INHERIT,
-        negative: Duration = _INHERIT,
+        **options: Unpack[Options],
     ) -> AsyncRepository[M]: ...
 
     def repository(
         self,
         model: type[M],
         session_factory: sessionmaker[Any] | async_sessionmaker[Any],
-        *,
-        ttl: Duration | None = _INHERIT,
-        negative: Duration = _INHERIT,
+        **options: Unpack[Options],
     ) -> Repository[M] | AsyncRepository[M]:
         """A mapped class whose rows are cached by primary key; see `Repository`.
 
         :param model: a class mapped by SQLAlchemy 2, with a primary key of one column
         :param session_factory: what the rows are loaded with; each load has a session of its own. With an ``async_sessionmaker``
             the repository's calls are awaited; of a ``scoped_session`` its sessionmaker is taken
+        :param options: what is to be otherwise than the namespace has it; see `Options`
         :raises MissingExtra: without ``kvcluster[sql]``
         :raises ConfigurationError: for a model that cannot be cached
         """
@@ -311,18 +302,18 @@ class Cache:
         from kvcluster.cache.repository import Repository, maker_of  # here, because it needs the extra; first, because it says so
 
         session_factory = maker_of(session_factory)
-        for loader in self.loaders:
-            if loader.template.shape == f"{model.__name__}:{{}}":
-                name = _name_of(loader.template.function)
-                raise self._crossing(f"{loader.template.text!r} of {name}", f"the repository of {model.__name__}")
         repository: Repository[M] | AsyncRepository[M]
-        policy = self.policy(ttl, negative)
+        policy = self._policy.but(options)
         if isinstance(session_factory, sessionmaker):
             repository = Repository(self, model, session_factory, policy)
         else:
             from kvcluster.cache.aio_repository import AsyncRepository
 
             repository = AsyncRepository(self, model, session_factory, policy)
+        for loader in self.loaders:
+            if loader.template.shape == repository.key_shape:
+                name = _name_of(loader.template.function)
+                raise self._crossing(f"{loader.template.text!r} of {name}", f"the repository of {model.__name__}")
         self.repositories.setdefault(model, []).append(repository)
         return repository
 
@@ -376,27 +367,66 @@ class Cache:
         """Count values that are read past the cache."""
         planner = self.planner_of(client)
         for address, group in planner.group_wires(wires).items():
-            client.count_unstored(address, planner.namespace, len(group))
+            client.count(address, planner.namespace, unstored=len(group))
 
     def invalidate(self, invalidation: Invalidation) -> None:
         """Forget keys, and renew stamps on all nodes. A load that is under way will not be stored.
 
         :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
         """
-        self._forget(invalidation.wires)
         client = self.client
-        client.run(self.planner_of(client).invalidate(invalidation))
+        self._run(client, invalidation, self.planner_of(client).invalidate(invalidation))
 
     async def invalidate_async(self, invalidation: Invalidation) -> None:
         """As `invalidate`. Once begun, it is not undone by a cancellation.
 
         :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
         """
+        client = self.async_client
+        await self._run_async(client, invalidation, self.planner_of(client).invalidate(invalidation))
+
+    def invalidate_wires(self, wires: tuple[bytes, ...], stale: int = 0) -> None:
+        """Forget keys, or leave them as stale ones.
+
+        :param stale: for how many seconds they may yet be served; 0 to forget them
+        :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
+        """
+        if not stale:
+            self.invalidate(Invalidation(wires))
+            return
+        client = self.client
+        self._run(client, Invalidation(wires), outdating(self.planner_of(client), wires, stale))
+
+    async def invalidate_wires_async(self, wires: tuple[bytes, ...], stale: int = 0) -> None:
+        """As `invalidate_wires`. Once begun, it is not undone by a cancellation.
+
+        :param stale: for how many seconds they may yet be served; 0 to forget them
+        :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
+        """
+        if not stale:
+            await self.invalidate_async(Invalidation(wires))
+            return
+        client = self.async_client
+        await self._run_async(client, Invalidation(wires), outdating(self.planner_of(client), wires, stale))
+
+    def _run(self, client: Client, invalidation: Invalidation, plan: Plan[Any]) -> None:
+        self._forget(invalidation)
+        try:
+            client.run(plan)
+        finally:
+            self._forget_near(invalidation)  # what was read between may have been old
+
+    async def _run_async(self, client: AsyncClient, invalidation: Invalidation, plan: Plan[Any]) -> None:
         from kvcluster.cache.aio import to_the_end  # here, because few programs use both
 
-        self._forget(invalidation.wires)
-        client = self.async_client
-        await to_the_end(client.run(self.planner_of(client).invalidate(invalidation)))
+        async def run() -> None:
+            try:
+                await client.run(plan)
+            finally:
+                self._forget_near(invalidation)
+
+        self._forget(invalidation)
+        await to_the_end(run())
 
     def invalidate_tag(self, tag: str) -> None:
         """Forget every value of loaders that declare a tag with this text, whatever their keys.
@@ -435,9 +465,17 @@ class Cache:
         planner = self.planner
         return Invalidation(stamps=tuple(stamp_wire(planner, name) for name in names))
 
-    def _forget(self, wires: Sequence[bytes]) -> None:
-        self._flights.forget(wires)
-        self._async_flights.forget(wires)
+    def _forget(self, invalidation: Invalidation) -> None:
+        self._forget_near(invalidation)
+        self._flights.forget(invalidation.wires)
+        self._async_flights.forget(invalidation.wires)
+
+    def _forget_near(self, invalidation: Invalidation) -> None:
+        """Drop what the process itself keeps of it; with stamps everything, for values do not say there what they depend on."""
+        if invalidation.stamps:
+            self._near.clear()
+        else:
+            self._near.forget(invalidation.wires)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

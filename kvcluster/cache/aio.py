@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from contextvars import copy_context
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
 
 from kvcluster.aio import AsyncClient
-from kvcluster.cache.flights import LOADING, Outcome
-from kvcluster.cache.flows import Flow, Join, Load, Sleep, read_many, read_missed, refresh_one
-from kvcluster.cache.leases import UNASKED, Source
+from kvcluster.cache.drive import count
+from kvcluster.cache.explain import Explanation, explain
+from kvcluster.cache.flights import LOADING
+from kvcluster.cache.flows import Count, Detach, Each, Flow, Join, Load, Loaders, Sleep, read_many, read_on, refresh_one
+from kvcluster.cache.leases import UNASKED, Source, Stamps
 from kvcluster.cache.loader import LoaderBase, by_argument, in_order
-from kvcluster.plan import Invalidation
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+#: The most refreshes that are under way at a time in this process; one more is left to a later reader.
+MOST_REFRESHES: Final = 100
 
 
 class AsyncLoader(LoaderBase[P, R]):
@@ -26,10 +30,10 @@ class AsyncLoader(LoaderBase[P, R]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         client = self._cache.async_client
         source = self._source(client)
-        wire = source.planner.wire(self.template.key(args, kwargs))
+        wire, stamps = self._place(source.planner, args, kwargs)
         if kwargs and self._past(client, kwargs, wire):
             return await self.uncached(*args, **kwargs)
-        value: R = await read_async(client, source, wire, lambda: self._function(*args, **kwargs))
+        value: R = await read_async(client, source, wire, lambda: self._function(*args, **kwargs), stamps)
         return value
 
     async def uncached(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -43,24 +47,25 @@ class AsyncLoader(LoaderBase[P, R]):
         All nodes are asked at once. What is missing is loaded by one call of the `bulk` function, where there is one, else at the
         same time.
         """
-        wires = self._wires(many, args, kwargs)
-        arguments = {wire: argument for argument, wire in wires.items()}
+        places = self._places(many, args, kwargs)
 
-        async def load_many(missing: Sequence[Any]) -> Mapping[Any, Any]:
-            if self._bulk is not None:
-                loaded: Mapping[Any, Any] = await self._bulk(missing, *args, **kwargs)
-                return loaded
-            calls = [self._function(argument, *args, **kwargs) for argument in missing]
-            return dict(zip(missing, await _at_once(calls), strict=True))
+        def load_one(argument: Any) -> Any:
+            return self._function(argument, *args, **kwargs)
 
+        bulk = self._bulk
+        loaders = Loaders(None if bulk is None else lambda missing: bulk(missing, *args, **kwargs), load_one)
         client = self._cache.async_client
         values: Mapping[Any, Any] = {}
-        if self._past(client, kwargs, *arguments):
-            values = await load_many(list(arguments.values()))
-        elif arguments:
-            source = replace(self._source(client), times=self._bulk_times)
-            values = await drive_async(read_many(source, arguments, load_many), client)
-        return by_argument(wires, arguments, values)
+        if self._past(client, kwargs, *places.arguments):
+            missing = list(places.arguments.values())
+            if loaders.many is None:
+                values = dict(zip(missing, await _at_once([load_one(argument) for argument in missing]), strict=True))
+            else:
+                values = await loaders.many(missing)
+        elif places.arguments:
+            source = self._source(client) if bulk is None else self._bulk_source(client)
+            values = await drive_async(read_many(source, places.arguments, loaders, places.depends), client)
+        return by_argument(places, values)
 
     async def list(self, many: Iterable[Any], *args: Any, **kwargs: Any) -> list[R]:
         """As `get_many`, as a list in the order asked, without those that are None."""
@@ -71,35 +76,56 @@ class AsyncLoader(LoaderBase[P, R]):
         self, function: Callable[Concatenate[Sequence[Any], ...], Awaitable[Mapping[Any, R]]]
     ) -> Callable[..., Awaitable[Mapping[Any, R]]]:
         """Decorate the coroutine function that loads many at once; see `Loader.bulk`."""
-        self._require_arguments()
-        self._bulk = function
+        self._take_bulk(function)
         return function
 
-    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Forget a result. A load that is under way will not be stored. Once begun, it is not undone by a cancellation.
+    @overload
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None: ...
 
+    @overload
+    async def invalidate(self, *args: Any, soft: bool, **kwargs: Any) -> None: ...
+
+    async def invalidate(  # type: ignore[misc]  # no signature of the function's own is refused
+        self, *args: Any, soft: bool = False, **kwargs: Any
+    ) -> None:
+        """Forget a result, in each version of its key. A load that is under way will not be stored. Once begun, it is not undone by
+        a cancellation.
+
+        :param soft: keep it as a stale one instead, which may be served while it is refreshed or where that fails, for as long as
+            the policy says; where it says nothing of the kind, forget it
         :raises DeleteFailed: where its node could not be told; it is told before this client reads from it again
         """
-        await self._cache.invalidate_async(Invalidation((self._wire(args, kwargs),)))
+        await self._cache.invalidate_wires_async(self._versions(args, kwargs), self.policy.stale if soft else 0)
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Load now whatever is cached, store the result, and return it."""
         client = self._cache.async_client
-        wire = self._wire(args, kwargs)
+        source = self._source(client)
+        wire, stamps = self._place(source.planner, args, kwargs)
         if self._past(client, kwargs, wire):
             return await self.uncached(*args, **kwargs)
-        flow = refresh_one(self._source(client), wire, lambda: self._function(*args, **kwargs))
-        value: R = await drive_async(flow, client)
+        value: R = await drive_async(refresh_one(source, wire, lambda: self._function(*args, **kwargs), stamps), client)
         return value
 
+    async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """Where the result of a call would come from now, and why. It changes nothing."""
+        client = self._cache.async_client
+        source = self._source(client)
+        return await drive_async(explain(source, *self._place(source.planner, args, kwargs)), client)
 
-async def read_async(client: AsyncClient, source: Source, wire: bytes, load: Callable[[], Any]) -> Any:
+
+async def read_async(client: AsyncClient, source: Source, wire: bytes, load: Callable[[], Any], stamps: Stamps = ()) -> Any:
     """Read one key through; see `flows.read_one`. ``load`` returns an awaitable."""
+    near = source.near
+    if near is not None and (held := near.get(wire)) is not None:
+        return source.codec.decode(*held)
     asked = source.clock()
-    asking = source.asking(wire)
+    asking = source.asking(wire, stamps)
     failure = await client.exchange(source.planner.address(wire), asking, source.planner.namespace)
     answer = asking.answers[0] if failure is None else UNASKED
-    return answer.value if answer.found else await drive_async(read_missed(source, wire, load, answer, asked), client)
+    if answer.found and not (answer.won or answer.lost):
+        return answer.value
+    return await drive_async(read_on(source, wire, load, answer, asked, stamps), client)
 
 
 async def drive_async(flow: Flow[T], client: AsyncClient) -> T:
@@ -115,6 +141,12 @@ async def drive_async(flow: Flow[T], client: AsyncClient) -> T:
                     await asyncio.sleep(need.seconds)
                 elif isinstance(need, Join):
                     result = await _landed(need)
+                elif isinstance(need, Detach):
+                    result = _detach(need, client)
+                elif isinstance(need, Each):
+                    await _at_once([drive_async(each, client) for each in need.flows])
+                elif isinstance(need, Count):
+                    count(need, client)
                 else:
                     result = await client.run(need)
             except BaseException as error:
@@ -123,6 +155,29 @@ async def drive_async(flow: Flow[T], client: AsyncClient) -> T:
                 need = flow.send(result)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+
+
+#: The tasks of detached flows; the event loop itself keeps no hold of them.
+_beside: Final[set[asyncio.Task[None]]] = set()
+
+
+def _detach(need: Detach, client: AsyncClient) -> bool:
+    """Carry out a flow in a task of its own, which the end of its event loop cancels."""
+    if not need.awaited and len(_beside) >= MOST_REFRESHES:
+        return False
+    context = copy_context()
+    if not need.awaited:
+        context.run(LOADING.set, frozenset())
+    task = asyncio.get_running_loop().create_task(_give_up_after(need.seconds, need.flow, client), context=context)
+    _beside.add(task)
+    task.add_done_callback(_beside.discard)
+    return True
+
+
+async def _give_up_after(seconds: float | None, flow: Flow[None], client: AsyncClient) -> None:
+    with suppress(TimeoutError):  # the flow has told whoever waits
+        async with asyncio.timeout(seconds):
+            await drive_async(flow, client)
 
 
 async def _load_async(need: Load) -> Any:
@@ -161,7 +216,7 @@ def _seen(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-async def _landed(need: Join) -> Outcome | None:
+async def _landed(need: Join) -> Any:
     """Wait for a flight, whichever thread or event loop leads it."""
     loop = asyncio.get_running_loop()
     landed = loop.create_future()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker  # where it lacks greenlet, it says how to install that
 
 from kvcluster.cache.aio import drive_async, read_async
-from kvcluster.cache.flows import read_many, refresh_one
+from kvcluster.cache.explain import Explanation, explain
+from kvcluster.cache.flows import refresh_one
 from kvcluster.cache.loader import in_order
 from kvcluster.cache.policy import Policy
 from kvcluster.cache.repository import RepositoryBase
-from kvcluster.plan import Invalidation
 
 if TYPE_CHECKING:
     from kvcluster.cache import Cache
@@ -37,7 +37,8 @@ class AsyncRepository(RepositoryBase[M]):
         if session is not None:
             self._cache.count_unstored(client, [wire])
             return self._instance((await self._load_with(session, [id])).get(id))
-        return self._instance(await read_async(client, self._source(client), wire, lambda: self._load_one(id)))
+        source = self._source(client)
+        return self._instance(await read_async(client, source, wire, lambda: self._load_one(id), self._stamps(source.planner)))
 
     async def get_many(self, ids: Iterable[Any], *, session: AsyncSession | None = None) -> dict[Any, M | None]:
         """The rows with these primary keys, by primary key: one multi-get over all nodes, and one SELECT for what is missing."""
@@ -48,8 +49,7 @@ class AsyncRepository(RepositoryBase[M]):
             self._cache.count_unstored(client, [*wires.values()])
             rows = await self._load_with(session, wanted)
         else:
-            flow = read_many(self._bulk_source(client), {wire: id for id, wire in wires.items()}, self._load)
-            rows = await drive_async(flow, client) if wanted else {}
+            rows = await drive_async(self._reading(self._bulk_source(client), wires, self._load), client) if wanted else {}
         return {id: self._instance(rows.get(id)) for id in wanted}
 
     async def list(self, ids: Iterable[Any], *, session: AsyncSession | None = None) -> list[M]:
@@ -60,16 +60,25 @@ class AsyncRepository(RepositoryBase[M]):
     async def refresh(self, id: Any) -> M | None:
         """Load a row now whatever is cached, store it, and return it."""
         client = self._cache.async_client
-        return self._instance(
-            await drive_async(refresh_one(self._source(client), self.wire(id), lambda: self._load_one(id)), client)
-        )
+        source = self._source(client)
+        flow = refresh_one(source, self.wire(id), lambda: self._load_one(id), self._stamps(source.planner))
+        return self._instance(await drive_async(flow, client))
 
-    async def invalidate(self, id: Any) -> None:
-        """Forget a row. A load that is under way will not be stored. Once begun, it is not undone by a cancellation.
+    async def invalidate(self, id: Any, *, soft: bool = False) -> None:
+        """Forget a row, in each version of its key. A load that is under way will not be stored. Once begun, it is not undone by a
+        cancellation.
 
+        :param soft: keep it as a stale one instead, which may be served while it is refreshed or where that fails, for as long as
+            the policy says; where it says nothing of the kind, forget it
         :raises DeleteFailed: where its node could not be told; it is told before this client reads from it again
         """
-        await self._cache.invalidate_async(Invalidation((self.wire(id),)))
+        await self._cache.invalidate_wires_async(self.wires(id), self.policy.stale if soft else 0)
+
+    async def explain(self, id: Any) -> Explanation:
+        """Where a row would come from now, and why. It changes nothing."""
+        client = self._cache.async_client
+        source = self._source(client)
+        return await drive_async(explain(source, self.wire(id), self._stamps(source.planner)), client)
 
     async def _load_one(self, id: Any) -> dict[str, Any] | None:
         return (await self._load([id])).get(id)

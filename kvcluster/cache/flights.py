@@ -1,18 +1,29 @@
-"""Callers of one process that want the same key share one way to its value: a flight. One leads, the others follow."""
+"""Callers of one process that want the same key share one way to its value: a flight. One leads, the others follow.
+
+Beside it, what a process remembers of its loads: how long they take, and whom it saw refreshing what.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from kvcluster.cache import fork
 from kvcluster.cache.policy import Policy
 
+log = logging.getLogger("kvcluster")
+
+T = TypeVar("T")
+
 LEAST_TAKEOVER: Final = 0.05
 UNMEASURED_TAKEOVER: Final = 2.0
+MOST_SIGHTINGS: Final = 1024
+_QUIET: Final = 60.0  # seconds between two complaints about one loader
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +39,20 @@ class Outcome:
     valid_from: float
 
 
-class Flight:
-    """One caller's way to a value, which others in the process may wait for."""
+class Flight(Generic[T]):
+    """One caller's way to a result, which others in the process may wait for."""
 
     def __init__(self) -> None:
-        self.outcome: Outcome | None = None
+        self.outcome: T | None = None
         self.landed = threading.Event()
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], object]] = []
 
-    def land(self, outcome: Outcome | None) -> None:
-        """End the flight, and tell those who wait."""
+    def land(self, outcome: T | None) -> None:
+        """End the flight, and tell those who wait. What ends it first counts."""
         with self._lock:
+            if self.landed.is_set():
+                return
             self.outcome = outcome
             self.landed.set()
             callbacks, self._callbacks = self._callbacks, []
@@ -63,10 +76,10 @@ class Flights:
 
     def renew(self) -> None:
         """Begin without flights; in a forked child too, where the threads that would land them are not."""
-        self._flights: dict[bytes, Flight] = {}
+        self._flights: dict[bytes, Flight[Outcome]] = {}
         self._lock = threading.Lock()
 
-    def join(self, wire: bytes, hung: Flight | None = None) -> tuple[Flight, bool]:
+    def join(self, wire: bytes, hung: Flight[Outcome] | None = None) -> tuple[Flight[Outcome], bool]:
         """The flight for a key, and whether this caller leads it.
 
         :param hung: a flight that this caller has waited for long enough
@@ -75,13 +88,13 @@ class Flights:
             flight = self._flights.get(wire)
             if flight is not None and flight is not hung:
                 return flight, False
-            self._flights[wire] = flight = Flight()
+            flight = self._flights[wire] = Flight()
             return flight, True
 
-    def lead(self, wire: bytes) -> Flight:
+    def lead(self, wire: bytes) -> Flight[Outcome]:
         """A flight of this caller's own, which later callers follow."""
         with self._lock:
-            self._flights[wire] = flight = Flight()
+            flight = self._flights[wire] = Flight[Outcome]()
             return flight
 
     def forget(self, wires: Iterable[bytes]) -> None:
@@ -90,7 +103,7 @@ class Flights:
             for wire in wires:
                 self._flights.pop(wire, None)
 
-    def land(self, wire: bytes, flight: Flight, outcome: Outcome | None) -> None:
+    def land(self, wire: bytes, flight: Flight[Outcome], outcome: Outcome | None) -> None:
         """End a flight."""
         with self._lock:
             if self._flights.get(wire) is flight:
@@ -111,6 +124,7 @@ class LoadTimes:
     def __init__(self) -> None:
         self.average: float | None = None
         self.count = 0
+        self._complained = -_QUIET
         fork.renewed(self)
 
     def renew(self) -> None:
@@ -123,8 +137,48 @@ class LoadTimes:
             self.count += 1
             self.average = seconds if self.average is None else self.average * 0.8 + seconds * 0.2
 
+    def complain(self, message: str, error: BaseException) -> None:
+        """Log that loads fail while nobody is told, at most once a minute."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._complained < _QUIET:
+                return
+            self._complained = now
+        log.warning("%s: %r", message, error)
+
     def takeover(self, policy: Policy) -> float:
         """How long a waiter trusts the same winner, in seconds."""
         if policy.takeover is not None:
             return policy.takeover
         return UNMEASURED_TAKEOVER if self.average is None else max(LEAST_TAKEOVER, 2 * self.average)
+
+
+class Sightings:
+    """Whom this process saw refreshing the values that it was served: for how long a value has had the same CAS number meanwhile.
+
+    A winner that died in an early refresh keeps others from refreshing, and no lease ends that. So who saw it for too long takes
+    over. What is remembered is bounded, and the oldest is forgotten first.
+    """
+
+    def __init__(self) -> None:
+        fork.renewed(self)
+
+    def renew(self) -> None:
+        """Begin without memories and with a free lock; in a forked child too."""
+        self._seen: dict[bytes, tuple[int, float]] = {}
+        self._lock = threading.Lock()
+
+    def overdue(self, wire: bytes, cas: int, now: float, takeover: float) -> bool:
+        """Whether a refresh takes too long. Of the callers in this process one is told so.
+
+        :param cas: the CAS number of the value that is being refreshed
+        :param now: seconds, monotonic
+        :param takeover: how long a winner is trusted, in seconds
+        """
+        with self._lock:
+            seen = self._seen.pop(wire, None)
+            overdue = seen is not None and seen[0] == cas and now - seen[1] > takeover
+            self._seen[wire] = (cas, now) if seen is None or seen[0] != cas or overdue else seen
+            if len(self._seen) > MOST_SIGHTINGS:
+                del self._seen[next(iter(self._seen))]
+            return overdue

@@ -58,7 +58,7 @@ class _Pending:
         wires: dict[bytes, None] = {}
         for repository, id in islice(self.rows, since, None):
             try:
-                wires[repository.wire(id)] = None
+                wires.update(dict.fromkeys(repository.wires(id)))
             except IllegalKey as error:
                 log.error("after a commit: a row of %r was not invalidated: %s", repository, error)
         return [*wires]

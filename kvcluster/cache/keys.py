@@ -73,6 +73,7 @@ class Template:
     :param text: literal text and the names of parameters in braces
     :param function: the loader; each of its parameters must stand in the template or in ``ignore``
     :param ignore: parameters that do not change the result
+    :param prefixes: what the versions of the key begin with, the one in use first
     :raises ConfigurationError: where template and function do not fit
 
     >>> Template("profile:{user_id}:{lang}", lambda user_id, lang="ko": None).key((42,), {})
@@ -91,8 +92,11 @@ class Template:
     #: Whether there is a keyword-only ``session`` that is not part of the key.
     takes_session: bool
 
-    def __init__(self, text: str, function: Callable[..., Any], ignore: Iterable[str] = ()) -> None:
+    def __init__(
+        self, text: str, function: Callable[..., Any], ignore: Iterable[str] = (), prefixes: Sequence[str] = ("",)
+    ) -> None:
         self.text = text
+        self.prefixes = prefixes
         self.function = function
         self._signature = inspect.signature(function)
         parameters = self._signature.parameters
@@ -105,7 +109,7 @@ class Template:
         fields = [name for _, name in pieces if name is not None]
         self.fields = frozenset(fields)
         self.takes_session = "session" in ignored and "session" in parameters and "session" not in fields
-        self.shape = "{}".join(_literals(pieces))
+        self.shape = prefixes[0] + "{}".join(_literals(pieces))
         unknown = [name for name in fields if name not in parameters]
         missing = [name for name in parameters if name not in fields and name not in ignored]
         if unknown:
@@ -144,7 +148,16 @@ class Template:
 
         :raises IllegalKey: where one of them cannot be part of a key
         """
-        return "".join([literal if name is None else literal + escaped(arguments[name], name) for literal, name in self._pieces])
+        key = "".join([literal if name is None else literal + escaped(arguments[name], name) for literal, name in self._pieces])
+        return self.prefixes[0] + key
+
+    def versions(self, key: str) -> tuple[str, ...]:
+        """A key in each version, the one in use first.
+
+        :param key: as `key` and `filled` give it
+        """
+        bare = key.removeprefix(self.prefixes[0])
+        return tuple([prefix + bare for prefix in self.prefixes])
 
 
 def _literals(pieces: Iterable[tuple[str, str | None]]) -> Iterable[str]:

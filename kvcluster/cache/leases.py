@@ -1,27 +1,47 @@
-"""What reading through says to a node: meta gets that take a lease on what they miss, fills against a lease, and take-overs."""
+"""What reading through says to a node: meta gets that take a lease on what they miss, fills against a lease, and take-overs.
+
+A value may depend on *stamps*: small random entries that every node holds beside its values. They are read on the same connection
+after the values, and a value that was not stored under exactly those stamps is outdated. Renewing one stamp so outdates, at once,
+all values that depend on it.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from kvcluster.cache.flights import LOADING, Flights, LoadedKey, LoadTimes
+from kvcluster.cache.envelope import ENVELOPE, opened, sealed
+from kvcluster.cache.flights import LOADING, Flights, LoadedKey, LoadTimes, Sightings
+from kvcluster.cache.near import Near
 from kvcluster.cache.policy import Policy
-from kvcluster.codec import Codec
+from kvcluster.cache.shapes import UNTYPED, Shape
+from kvcluster.codec import Codec, Undecodable
 from kvcluster.errors import CallerError
-from kvcluster.plan import Failures, Plan
-from kvcluster.planner import Planner
+from kvcluster.plan import DeleteMany, Failures, Plan
+from kvcluster.planner import STAMP_SIZE, Planner
 from kvcluster.protocol import requests
-from kvcluster.protocol.requests import Commands, Request, Stores, is_placeholder
+from kvcluster.protocol.hot import Reply
+from kvcluster.protocol.requests import Commands, Deletes, Request, Stores, is_placeholder
 from kvcluster.stats.counters import Counters
+
+#: The wire keys of the stamps that a value depends on.
+Stamps: TypeAlias = tuple[bytes, ...]
+
+_ANYTHING: Final = Shape(Any)
 
 
 class Answer(NamedTuple):
     """What a node said of one key: its value, where ``found`` is True, else who is to load it.
 
-    ``cas`` is what a fill is compared with; 0 where there is nothing to store against, because the node gave no lease. ``won``
-    says that this caller is to load, ``lost`` that another one does.
+    - ``cas``: what a fill is compared with; 0 where there is nothing to store against, because the node gave no lease
+    - ``won``: this caller is to load the value, or to refresh the one that was found
+    - ``lost``: another caller does
+    - ``spare``: ``value`` may be served where loading a new one fails or is slow
+    - ``data``, ``flags``: the value as the codec wrote it
+    - ``stamps``: the stamps that it depends on, as they are now; empty bytes for one that is absent
+    - ``outdated``: there is a value that was stored under other stamps
     """
 
     found: bool = False
@@ -29,53 +49,170 @@ class Answer(NamedTuple):
     cas: int = 0
     won: bool = False
     lost: bool = False
+    spare: bool = False
     data: bytes = b""
     flags: int = 0
+    stamps: Stamps = ()
+    outdated: bool = False
 
 
 UNASKED: Final = Answer()  # of a node that cannot be asked
 
 
 class LeaseGets(Commands):
-    """Meta gets that take a lease on what they miss; ``answers`` holds what they brought.
+    """Meta gets that take a lease on what they miss, and gets of the stamps that the values depend on.
 
-    ``first`` says whether a caller asks for the first time. Only then hits and misses are counted, however long it waits for its
-    answer.
+    ``answers`` holds what they brought, in the order of ``wires``, and ``stamps`` the stamps that there are, by their wire keys.
+
+    :param depends: for each wire key that has any, the stamps that its value depends on
+    :param first: whether a caller asks for the first time. Only then hits and misses are counted, however long it waits for its
+        answer
+    :param also: stamps to be read besides
+    :param create: stamps to be created before, if they are absent, and their values
+    :param before: commands to be carried out before; the last ``takeovers`` of them take over from a winner
     """
 
-    __slots__ = ("answers", "decode", "first")
+    __slots__ = (
+        "_ahead",
+        "_before",
+        "_create",
+        "_depends",
+        "_first",
+        "_generation",
+        "_gets",
+        "_source",
+        "_takeovers",
+        "_wanted",
+        "answers",
+        "stamps",
+        "wires",
+    )
 
     repeatable = True  # a lease that nobody heard of is taken over as a dead winner's is
 
-    def __init__(self, source: Source, wires: Sequence[bytes], first: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        wires: Sequence[bytes],
+        depends: Mapping[bytes, Stamps],
+        first: bool,
+        *,
+        also: Iterable[bytes] = (),
+        create: Mapping[bytes, bytes] | None = None,
+        before: Sequence[bytes] = (),
+        takeovers: int = 0,
+    ) -> None:
         token = requests.opaque()
-        flags = b"v f c N%d O%b" % (round(source.policy.lease), token)
-        super().__init__(b"".join([requests.meta_get(wire, flags) for wire in wires]), len(wires), opaque=token)
-        self.decode = source.codec.decode
-        self.first = first
+        flags = b"v f c t N%d%b O%b" % (source.policy.lease_time, source.early(), token)
+        payload = b"".join([requests.meta_get(wire, flags) for wire in wires])
+        wanted: Sequence[bytes] = ()
+        if depends or also:
+            wanted = [*dict.fromkeys([*(stamp for wire in wires for stamp in depends.get(wire, ())), *also])]
+            payload += b"".join([requests.meta_get(stamp, b"v O" + token) for stamp in wanted])
+        ahead = len(before) + len(create or ())
+        super().__init__(payload, ahead + len(wires) + len(wanted), opaque=token)
+        self.wires = wires
         self.answers: list[Answer] = []
+        self.stamps: dict[bytes, bytes] = {}
+        self._source = source
+        self._depends = depends
+        self._wanted = wanted
+        self._first = first
+        self._ahead = ahead
+        self._takeovers = takeovers
+        self._generation = source.near.generation if source.near is not None else 0
+        if ahead:
+            self._gets = payload
+            self._before = b"".join([command[:-2] + b" O" + token + b"\r\n" for command in before])
+            self._create = create or {}
+            self.payload = creations(self._create, token) + self._before + payload
+
+    def reset(self) -> None:
+        """Forget what came, to be sent again.
+
+        The first sending may have arrived, and a stamp been deleted since: created with the same value once more, it would bring
+        back what that invalidated.
+        """
+        super().reset()
+        if self._ahead:
+            anew = {stamp: os.urandom(STAMP_SIZE) for stamp in self._create}
+            self.payload = creations(anew, self.opaque) + self._before + self._gets
 
     def settle(self, counters: Counters) -> None:
         """Decode what was found, and count hits and misses."""
         super().settle(counters)
-        for reply in self.replies:
-            if reply.value is None or reply.won or reply.stale or is_placeholder(reply):
-                answer = Answer(cas=reply.cas, won=reply.won, lost=reply.taken and not reply.won)
-            else:
-                try:
-                    answer = Answer(True, self.decode(reply.value, reply.flags), reply.cas, data=reply.value, flags=reply.flags)
-                except Exception:  # whatever a codec raises, the value is of no use: it is loaded again, and replaced
-                    answer = Answer(cas=reply.cas)
-                    counters.undecodable += 1
-            if self.first:
+        replies = self.replies
+        if self._ahead:
+            counters.takeovers += [reply.status for reply in replies[self._ahead - self._takeovers : self._ahead]].count("HD")
+            replies = replies[self._ahead :]
+        for stamp, reply in zip(self._wanted, replies[len(self.wires) :], strict=True):
+            if reply.value is not None and len(reply.value) == STAMP_SIZE:
+                self.stamps[stamp] = reply.value
+        for wire, reply in zip(self.wires, replies, strict=False):
+            answer = self._answer(wire, reply, counters)
+            if self._first:
                 counters.hits += answer.found
                 counters.misses += not answer.found
             self.answers.append(answer)
 
+    def _answer(self, wire: bytes, reply: Reply, counters: Counters) -> Answer:
+        stamps: Stamps = ()
+        if self._depends:
+            stamps = tuple([self.stamps.get(stamp, b"") for stamp in self._depends.get(wire, ())])
+        won = reply.won
+        lost = reply.taken and not won
+        data = reply.value
+        if data is None or is_placeholder(reply):
+            return Answer(False, None, reply.cas, won, lost, stamps=stamps)
+        source = self._source
+        flags = reply.flags
+        try:
+            under, fingerprint = b"", UNTYPED
+            if flags & ENVELOPE:
+                under, fingerprint, data = opened(data)
+                flags -= ENVELOPE
+            if fingerprint != source.shape.fingerprint and not source.shape.reads(fingerprint):
+                raise Undecodable("the value is of another shape")
+            value = source.codec.decode(data, flags)
+        except Exception:  # whatever a codec raises, the value is of no use: it is loaded again, and replaced
+            counters.undecodable += 1
+            return Answer(False, None, reply.cas, won, lost, stamps=stamps)
+        if under != b"".join(stamps) or b"" in stamps:
+            return Answer(False, None, reply.cas, won, lost, stamps=stamps, outdated=True)
+        policy = source.policy
+        if reply.stale or 0 <= reply.ttl <= policy.stale:
+            found = policy.stale_while_revalidate > 0 and policy.servable(reply.ttl)
+            counters.stale += found and self._first
+            return Answer(found, value, reply.cas, won, lost, policy.spare(reply.ttl), data, flags, stamps)
+        if source.near is not None:
+            left = policy.l1 if reply.ttl < 0 else min(policy.l1, reply.ttl - policy.stale)
+            source.near.put(wire, data, flags, left, self._generation)
+        return Answer(True, value, reply.cas, won, lost, False, data, flags, stamps)
+
     def fail(self, counters: Counters) -> None:
         """Count the keys as misses."""
-        if self.first:
-            counters.misses += self.count
+        if self._first:
+            counters.misses += len(self.wires)
+
+
+def creations(stamps: Mapping[bytes, bytes], token: bytes) -> bytes:
+    """The commands that create stamps with these values where they are absent."""
+    return b"".join([requests.meta_set(stamp, value, b"ME T0 O" + token) for stamp, value in stamps.items()])
+
+
+def outdating(planner: Planner, wires: Sequence[bytes], stale: int) -> DeleteMany:
+    """Mark keys as stale. A node that cannot be told owes their deletion, as with deletes.
+
+    :param stale: for how many seconds they are kept
+    """
+    token = requests.opaque()
+    flags = b"I T%d O%b" % (planner.ttl(stale), token)
+    groups = planner.group_wires(wires)
+    marks: dict[str, Request] = {
+        address: Deletes(b"".join([requests.meta_delete(wire, flags) for wire in group]), len(group), deletes=group, opaque=token)
+        for address, group in groups.items()
+    }
+    return DeleteMany(planner.namespace, marks, groups)
 
 
 class Fills(Stores):
@@ -93,6 +230,28 @@ class Fills(Stores):
         counters.unstored += self.count
 
 
+class Refreshes(Fills):
+    """Fills that replace a value."""
+
+    __slots__ = ()
+
+    def settle(self, counters: Counters) -> None:
+        """Count what was stored as refreshed too."""
+        super().settle(counters)
+        counters.refreshes += self.confirmed
+
+
+class TakeOvers(Commands):
+    """Commands that take over from winners."""
+
+    __slots__ = ()
+
+    def settle(self, counters: Counters) -> None:
+        """Count those that succeeded."""
+        super().settle(counters)
+        counters.takeovers += self.confirmed
+
+
 class Exchange(Plan[tuple[Mapping[str, Request], Failures]]):
     """A plan whose flow reads the replies itself."""
 
@@ -105,7 +264,11 @@ class Exchange(Plan[tuple[Mapping[str, Request], Failures]]):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a flow needs to know of the loader it works for."""
+    """What a flow needs to know of the loader it works for.
+
+    ``near`` holds the values that are kept in the process, where the policy keeps any; ``label`` is what logs and errors call the
+    loader.
+    """
 
     planner: Planner
     policy: Policy
@@ -113,10 +276,22 @@ class Source:
     flights: Flights
     times: LoadTimes
     clock: Callable[[], float]
+    sightings: Sightings
+    near: Near | None = None
+    shape: Shape = _ANYTHING
+    label: str = ""
 
-    def asking(self, wire: bytes) -> LeaseGets:
+    def asking(self, wire: bytes, stamps: Stamps = ()) -> LeaseGets:
         """The request that asks for one key for the first time."""
-        return LeaseGets(self, (wire,), True)
+        return LeaseGets(self, (wire,), {wire: stamps} if stamps else {}, True)
+
+    def early(self) -> bytes:
+        """The flag that makes a reader refresh a value that is stale or soon will be; empty where nothing makes one."""
+        policy = self.policy
+        if not policy.stale and not policy.xfetch:
+            return b""
+        early = policy.early(self.times.average)
+        return b" R%d" % early if early else b""
 
     def keys(self, wires: Iterable[bytes]) -> frozenset[LoadedKey]:
         """Wire keys as `LOADING` holds them.
@@ -128,17 +303,35 @@ class Source:
             raise CallerError(f"the loader of {self.planner.namespace!r} asks for the very key that it is loading")
         return keys
 
-    def take_over(self, wire: bytes, winner: int) -> bytes:
-        """The command that ends a winner's lease. Of all who send it one succeeds; the next meta get makes one the winner."""
-        return requests.meta_delete(wire, b"I C%d T%d" % (winner, round(self.policy.lease)))
+    def take_over(self, wire: bytes, answer: Answer) -> bytes:
+        """The command that ends a winner's turn. Of all who send it one succeeds; the next meta get makes one the winner.
 
-    def fill(self, wire: bytes, data: bytes, flags: int, cas: int, absent: bool) -> bytes:
-        """The command that stores a loaded value where nothing happened since its lease was won."""
-        ttl = self.planner.ttl(self.policy.expiry(absent))
-        return requests.meta_set(wire, data, b"C%d T%d F%d" % (cas, ttl, flags))
+        A value that may be served yet keeps its ttl; a placeholder gets a new lease.
+        """
+        ttl = b"" if answer.found or answer.spare else b" T%d" % self.policy.lease_time
+        return requests.meta_delete(wire, b"I C%d%b" % (answer.cas, ttl))
 
-    def encode(self, value: Any) -> tuple[bytes, int]:
-        """A value's bytes and flags; too large a value raises before it is sent."""
-        data, flags = self.codec.encode(value)
+    def give_back(self, wire: bytes, answer: Answer) -> bytes:
+        """The command that ends the caller's own turn: a value that may be served yet stays, and the next reader tries again."""
+        return requests.meta_delete(wire, b"%bC%d" % (b"I " if answer.spare else b"", answer.cas))
+
+    def fill(self, wire: bytes, stored: tuple[bytes, int], cas: int, absent: bool) -> bytes:
+        """The command that stores a loaded value where nothing happened since its lease was won.
+
+        :param stored: the value's bytes and flags as `seal` gives them
+        """
+        data, flags = stored
+        return requests.meta_set(wire, data, b"C%d T%d F%d" % (cas, self.planner.ttl(self.policy.expiry(absent)), flags))
+
+    def seal(self, data: bytes, flags: int, stamps: Stamps) -> tuple[bytes, int]:
+        """A value's bytes and flags as they are stored; too large a value raises before it is sent.
+
+        :param stamps: as they were before the value was loaded. For one that was absent a random one is put in, so that the value
+            is outdated
+        """
+        fingerprint = self.shape.fingerprint
+        if stamps or fingerprint != UNTYPED:
+            data = sealed(data, [stamp or os.urandom(STAMP_SIZE) for stamp in stamps], fingerprint)
+            flags |= ENVELOPE
         self.planner.check_size(data)
         return data, flags

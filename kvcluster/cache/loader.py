@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
+from kvcluster.cache.cached import Cached
 from kvcluster.cache.drive import drive, read
-from kvcluster.cache.flights import LoadTimes
-from kvcluster.cache.flows import read_many, refresh_one
+from kvcluster.cache.explain import Explanation, explain
+from kvcluster.cache.flows import Loaders, read_many, refresh_one
 from kvcluster.cache.keys import Template
-from kvcluster.cache.leases import Source
+from kvcluster.cache.leases import Stamps
 from kvcluster.cache.policy import Policy
+from kvcluster.cache.shapes import TypedCodec, shape_of
+from kvcluster.cache.stamps import stamp_wire
 from kvcluster.errors import ConfigurationError
-from kvcluster.plan import Invalidation
+from kvcluster.planner import Planner
 
 if TYPE_CHECKING:
     from kvcluster.aio import AsyncClient
@@ -26,27 +29,33 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class LoaderBase(Generic[P, R]):
-    """What `Loader` and `AsyncLoader` share: a function, its keys and its policy."""
+class Places(NamedTuple):
+    """Where many results are: the wire key of each argument, the argument of each wire key, and the stamps that some depend on.
+
+    Two arguments may share a key: an Enum's member and its value.
+    """
+
+    wires: dict[Any, bytes]
+    arguments: dict[bytes, Any]
+    depends: dict[bytes, Stamps]
+
+
+class LoaderBase(Cached, Generic[P, R]):
+    """What `Loader` and `AsyncLoader` share: a function, its keys and its policy.
+
+    ``stamps_of`` names the stamps that a result depends on, by the call's arguments; None where it depends on none.
+    """
 
     def __init__(self, cache: Cache, template: Template, function: Callable[P, Any], policy: Policy) -> None:
+        if "soft" in template.fields:
+            raise ConfigurationError(f"loader {template.text!r}: 'soft' is an argument of invalidate(), which hides it")
         functools.update_wrapper(self, function)  # type: ignore[arg-type]  # it is callable in both its kinds
-        self._cache = cache
+        shape = shape_of(function)
+        super().__init__(cache, policy, f"{cache.namespace}:{template.text}", shape, partial(TypedCodec, shape))
         self.template = template
+        self.stamps_of: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
         self._function: Callable[..., Any] = function
-        self._policy = policy
-        self._times = LoadTimes()
-        self._bulk_times = LoadTimes()  # apart, because who waits for one key judges by how long one takes
         self._bulk: Callable[..., Any] | None = None
-        self._sourced: Source | None = None
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._cache.namespace}:{self.template.text}>"
-
-    @property
-    def loads(self) -> int:
-        """How often this process went to the source for it and came back with an answer; a bulk load is one."""
-        return self._times.count + self._bulk_times.count
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key of a call, without the namespace.
@@ -55,20 +64,42 @@ class LoaderBase(Generic[P, R]):
         """
         return self.template.key(args, kwargs)
 
-    def _wire(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-        return self._cache.planner.wire(self.template.key(args, kwargs))
+    def _place(self, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[bytes, Stamps]:
+        """The wire key of a call, and those of the stamps that its result depends on."""
+        if self.stamps_of is None:
+            return planner.wire(self.template.key(args, kwargs)), ()
+        arguments = self.template.arguments(args, kwargs)
+        names = self.stamps_of(arguments)
+        return planner.wire(self.template.filled(arguments)), tuple([stamp_wire(planner, name) for name in names])
 
-    def _source(self, client: Client | AsyncClient) -> Source:
-        planner = self._cache.planner_of(client)
-        source = self._sourced
-        if source is None or source.planner is not planner:
-            self._sourced = source = self._cache.source(client, self._policy, self._times)
-        return source
-
-    def _wires(self, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[Any, bytes]:
-        """The wire key of each argument of a call for many. Two arguments may share one: an Enum's member and its value."""
+    def _places(self, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Places:
+        """The places of a call for many."""
         self._require_arguments()
-        return {argument: self._wire((argument, *args), kwargs) for argument in dict.fromkeys(many)}
+        planner = self._cache.planner
+        wires: dict[Any, bytes] = {}
+        depends: dict[bytes, Stamps] = {}
+        for argument in dict.fromkeys(many):
+            wires[argument], stamps = self._place(planner, (argument, *args), kwargs)
+            if stamps:
+                depends[wires[argument]] = stamps
+        return Places(wires, {wire: argument for argument, wire in wires.items()}, depends)
+
+    def _versions(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[bytes, ...]:
+        """The wire keys that an invalidation deletes: of each version."""
+        wire = self._cache.planner.wire
+        return tuple([wire(key) for key in self.template.versions(self.template.key(args, kwargs))])
+
+    def _require_arguments(self) -> None:
+        if not self.template.many:
+            raise ConfigurationError(f"loader {self.template.text!r} takes no arguments, so there are not many of it")
+
+    def _take_bulk(self, function: Callable[..., Any]) -> None:
+        """From now on a result may be None: what a bulk load does not find."""
+        self._require_arguments()
+        self._bulk = function
+        self._shape = self._shape.optional()
+        self._codec_of = partial(TypedCodec, self._shape)
+        self._sources = None
 
     def _past(self, client: Client | AsyncClient, kwargs: Mapping[str, Any], *wires: bytes) -> bool:
         """Whether a call goes past the cache, and is counted: it has a session, which sees what it has not committed yet."""
@@ -76,10 +107,6 @@ class LoaderBase(Generic[P, R]):
             return False
         self._cache.count_unstored(client, wires)
         return True
-
-    def _require_arguments(self) -> None:
-        if not self.template.many:
-            raise ConfigurationError(f"loader {self.template.text!r} takes no arguments, so there are not many of it")
 
 
 class Loader(LoaderBase[P, R]):
@@ -95,10 +122,10 @@ class Loader(LoaderBase[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         client = self._cache.client
         source = self._source(client)
-        wire = source.planner.wire(self.template.key(args, kwargs))
+        wire, stamps = self._place(source.planner, args, kwargs)
         if kwargs and self._past(client, kwargs, wire):
             return self.uncached(*args, **kwargs)
-        value: R = read(client, source, wire, lambda: self._function(*args, **kwargs))
+        value: R = read(client, source, wire, lambda: self._function(*args, **kwargs), stamps)
         return value
 
     def uncached(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -111,26 +138,22 @@ class Loader(LoaderBase[P, R]):
 
         All nodes are asked at once. What is missing is loaded by one call of the `bulk` function, where there is one.
         """
-        wires = self._wires(many, args, kwargs)
-        arguments = {wire: argument for argument, wire in wires.items()}
+        places = self._places(many, args, kwargs)
 
         def load_one(argument: Any) -> Any:
             return self._function(argument, *args, **kwargs)
 
         bulk = self._bulk
-        load_many = None if bulk is None else lambda missing: bulk(missing, *args, **kwargs)
+        loaders = Loaders(None if bulk is None else lambda missing: bulk(missing, *args, **kwargs), load_one)
         client = self._cache.client
-        source = self._source(client)
         values: Mapping[Any, Any] = {}
-        if self._past(client, kwargs, *arguments):
-            missing = list(arguments.values())
-            values = {argument: load_one(argument) for argument in missing} if load_many is None else load_many(missing)
-        elif arguments and load_many is not None:
-            source = replace(source, times=self._bulk_times)
-            values = drive(read_many(source, arguments, load_many), client)
-        elif arguments:
-            values = drive(read_many(source, arguments, None, load_one), client)
-        return by_argument(wires, arguments, values)
+        if self._past(client, kwargs, *places.arguments):
+            missing = list(places.arguments.values())
+            values = {argument: load_one(argument) for argument in missing} if loaders.many is None else loaders.many(missing)
+        elif places.arguments:
+            source = self._source(client) if bulk is None else self._bulk_source(client)
+            values = drive(read_many(source, places.arguments, loaders, places.depends), client)
+        return by_argument(places, values)
 
     def list(self, many: Iterable[Any], *args: Any, **kwargs: Any) -> list[R]:
         """As `get_many`, as a list in the order asked, without those that are None."""
@@ -142,31 +165,46 @@ class Loader(LoaderBase[P, R]):
 
         It returns a mapping by first argument; one that is absent has no value, and that is cached as None.
         """
-        self._require_arguments()
-        self._bulk = function
+        self._take_bulk(function)
         return function
 
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Forget a result. A load that is under way will not be stored.
+    @overload
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None: ...
 
+    @overload
+    def invalidate(self, *args: Any, soft: bool, **kwargs: Any) -> None: ...
+
+    def invalidate(  # type: ignore[misc]  # no signature of the function's own is refused
+        self, *args: Any, soft: bool = False, **kwargs: Any
+    ) -> None:
+        """Forget a result, in each version of its key. A load that is under way will not be stored.
+
+        :param soft: keep it as a stale one instead, which may be served while it is refreshed or where that fails, for as long as
+            the policy says; where it says nothing of the kind, forget it
         :raises DeleteFailed: where its node could not be told; it is told before this client reads from it again
         """
-        self._cache.invalidate(Invalidation((self._wire(args, kwargs),)))
+        self._cache.invalidate_wires(self._versions(args, kwargs), self.policy.stale if soft else 0)
 
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Load now whatever is cached, store the result, and return it."""
         client = self._cache.client
-        wire = self._wire(args, kwargs)
+        source = self._source(client)
+        wire, stamps = self._place(source.planner, args, kwargs)
         if self._past(client, kwargs, wire):
             return self.uncached(*args, **kwargs)
-        flow = refresh_one(self._source(client), wire, lambda: self._function(*args, **kwargs))
-        value: R = drive(flow, client)
+        value: R = drive(refresh_one(source, wire, lambda: self._function(*args, **kwargs), stamps), client)
         return value
 
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """Where the result of a call would come from now, and why. It changes nothing."""
+        client = self._cache.client
+        source = self._source(client)
+        return drive(explain(source, *self._place(source.planner, args, kwargs)), client)
 
-def by_argument(wires: Mapping[Any, bytes], arguments: Mapping[bytes, Any], values: Mapping[Any, Any]) -> dict[Any, Any]:
+
+def by_argument(places: Places, values: Mapping[Any, Any]) -> dict[Any, Any]:
     """The values for all arguments, by argument: of those that share a key, one was asked for."""
-    return {argument: values.get(arguments[wire]) for argument, wire in wires.items()}
+    return {argument: values.get(places.arguments[wire]) for argument, wire in places.wires.items()}
 
 
 def in_order(order: Sequence[Any], found: Mapping[Any, T | None]) -> list[T]:

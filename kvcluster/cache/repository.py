@@ -11,21 +11,24 @@ returned, not stored.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 from zoneinfo import ZoneInfo
 
+from kvcluster.cache.cached import Cached
 from kvcluster.cache.drive import drive, read
-from kvcluster.cache.flights import LoadTimes
-from kvcluster.cache.flows import read_many, refresh_one
+from kvcluster.cache.explain import Explanation, explain
+from kvcluster.cache.flows import Flow, Loaders, read_many, refresh_one
 from kvcluster.cache.keys import escaped
-from kvcluster.cache.leases import Source
+from kvcluster.cache.leases import Source, Stamps
 from kvcluster.cache.loader import in_order
 from kvcluster.cache.policy import Policy
 from kvcluster.cache.shapes import Shape, difference
+from kvcluster.cache.stamps import stamp_wire, table_stamp
+from kvcluster.cache.tables import tables_of
 from kvcluster.codec import MSGPACK, Undecodable
 from kvcluster.errors import ConfigurationError, IllegalKey, IllegalValue, MissingExtra
-from kvcluster.plan import Invalidation
+from kvcluster.planner import Planner
 
 try:
     from sqlalchemy import Column, ColumnElement, Select, inspect, select
@@ -35,9 +38,7 @@ except ImportError:
     raise MissingExtra("sql", "cache.repository") from None
 
 if TYPE_CHECKING:
-    from kvcluster.aio import AsyncClient
     from kvcluster.cache import Cache
-    from kvcluster.client import Client
 
 M = TypeVar("M")
 
@@ -56,12 +57,12 @@ class RowCodec:
         shapes = {name: Shape(kind, f"column {name}") for name, kind in types.items()}  # one by one, for the error's sake
         self._moments = [name for name, shape in shapes.items() if shape.text in ("datetime", "None | datetime")]
         zoned = {name: types[name] | tuple[str, str | None] for name in self._moments}
-        self._shape = Shape(TypedDict("Row", {**types, **zoned}) | None, "a row")  # type: ignore[operator]
+        self.shape = Shape(TypedDict("Row", {**types, **zoned}) | None, "a row")  # type: ignore[operator]
 
     @property
     def fingerprint(self) -> bytes:
         """4 bytes; see `Shape.fingerprint`."""
-        return self._shape.fingerprint
+        return self.shape.fingerprint
 
     def encode(self, row: dict[str, Any] | None) -> tuple[bytes, int]:
         """The row's bytes; None is "there is no such row".
@@ -70,7 +71,7 @@ class RowCodec:
         """
         if row is not None and any(_has_zone(row[name]) for name in self._moments):
             row = row | {name: _zoned(row[name]) for name in self._moments if _has_zone(row[name])}
-        return self._shape.pack(row), MSGPACK
+        return self.shape.pack(row), MSGPACK
 
     def decode(self, data: bytes, flags: int) -> dict[str, Any] | None:
         """The row.
@@ -79,7 +80,7 @@ class RowCodec:
         """
         if flags != MSGPACK:
             raise Undecodable(f"flags {flags} are not a row's")
-        row: dict[str, Any] | None = self._shape.unpack(data)
+        row: dict[str, Any] | None = self.shape.unpack(data)
         if row is not None:
             for name in self._moments:
                 if type(row[name]) is tuple:
@@ -116,8 +117,11 @@ def _moment(form: tuple[str, str | None]) -> datetime.datetime:
         raise Undecodable(f"not a moment in a time zone: {error}") from error
 
 
-class RepositoryBase(Generic[M]):
-    """What `Repository` and `AsyncRepository` share: a mapped class, its keys, its columns and its policy."""
+class RepositoryBase(Cached, Generic[M]):
+    """What `Repository` and `AsyncRepository` share: a mapped class, its keys, its columns and its policy.
+
+    ``stamps`` are the names of the stamps that all its rows depend on.
+    """
 
     def __init__(self, cache: Cache, model: type[M], policy: Policy) -> None:
         mapper: Mapper[M] = inspect(model)
@@ -130,10 +134,7 @@ class RepositoryBase(Generic[M]):
                 f"cache {cache.namespace!r} has another model of the name {model.__name__}, and keys hold the name"
             )
         self.model = model
-        self._cache = cache
-        self._policy = policy
-        self._times = LoadTimes()
-        self._bulk_times = LoadTimes()  # apart, because who waits for one row judges by how long one takes
+        self.stamps = tuple(table_stamp(table) for table in tables_of(model))
         # Expressions are left out, for they may depend on other rows; asking an instance for one raises, as for a deferred column.
         loaded = [each for each in mapper.column_attrs if isinstance(each.columns[0], Column) and not each.deferred]
         columns = {each.key: each.columns[0] for each in loaded}
@@ -143,16 +144,11 @@ class RepositoryBase(Generic[M]):
         self.identifier = mapper.get_property_by_column(mapper.primary_key[0]).key
         self._identity = getattr(model, self.identifier)
         self._kind = _plain_type(mapper.primary_key[0])
-        self._codec = RowCodec({name: _python_type(column) for name, column in columns.items()})
         self._mapper = mapper
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._cache.namespace}:{self.model.__name__}>"
-
-    @property
-    def loads(self) -> int:
-        """How often this process went to the source for it and came back with an answer; a bulk load is one."""
-        return self._times.count + self._bulk_times.count
+        self.key_shape = f"{policy.prefix}{model.__name__}:{{}}"
+        self._stamped: tuple[Planner, Stamps] | None = None
+        codec = RowCodec({name: _python_type(column) for name, column in columns.items()})
+        super().__init__(cache, policy, f"{cache.namespace}:{model.__name__}", codec.shape, lambda base: codec)
 
     def identifiers_of(self, instance: object) -> set[Any]:
         """The primary keys that an instance's row has and had, while it is being flushed."""
@@ -165,16 +161,31 @@ class RepositoryBase(Generic[M]):
         :raises IllegalKey: where a primary key cannot be part of a key, or is not of its column's type: the database may find a
             row by ``"1"``, whose key is that of 1
         """
+        return self._cache.planner.wire(self.policy.prefix + self._key(id))
+
+    def wires(self, id: Any) -> tuple[bytes, ...]:
+        """The keys of a row that an invalidation deletes, as its nodes store them: of each version.
+
+        :raises IllegalKey: as `wire`
+        """
+        key, wire = self._key(id), self._cache.planner.wire
+        return tuple([wire(prefix + key) for prefix in self.policy.prefixes])
+
+    def _key(self, id: Any) -> str:
         kind = self._kind
         if not isinstance(id, kind) or (kind is int and isinstance(id, bool)):
             raise IllegalKey(f"{self.model.__name__}.{self.identifier} must be {kind.__name__}, not {type(id).__name__}: {id!r}")
-        return self._cache.planner.wire(f"{self.model.__name__}:{escaped(id, self.identifier)}")
+        return f"{self.model.__name__}:{escaped(id, self.identifier)}"
 
-    def _source(self, client: Client | AsyncClient) -> Source:
-        return self._cache.source(client, self._policy, self._times, self._codec)
+    def _stamps(self, planner: Planner) -> Stamps:
+        stamped = self._stamped
+        if stamped is None or stamped[0] is not planner:
+            self._stamped = stamped = (planner, tuple(stamp_wire(planner, name) for name in self.stamps))
+        return stamped[1]
 
-    def _bulk_source(self, client: Client | AsyncClient) -> Source:
-        return self._cache.source(client, self._policy, self._bulk_times, self._codec)
+    def _reading(self, source: Source, wires: Mapping[Any, bytes], load: Callable[[Any], Any]) -> Flow[dict[Any, Any]]:
+        stamps = self._stamps(source.planner)
+        return read_many(source, {wire: id for id, wire in wires.items()}, Loaders(load), dict.fromkeys(wires.values(), stamps))
 
     def _query(self, ids: Sequence[Any]) -> Select[Any]:
         return select(*self._columns).where(self._identity == ids[0] if len(ids) == 1 else self._identity.in_(ids))
@@ -213,7 +224,8 @@ class Repository(RepositoryBase[M]):
         if session is not None:
             self._cache.count_unstored(client, [wire])
             return self._instance(self._load_with(session, [id]).get(id))
-        return self._instance(read(client, self._source(client), wire, lambda: self._load([id]).get(id)))
+        source = self._source(client)
+        return self._instance(read(client, source, wire, lambda: self._load([id]).get(id), self._stamps(source.planner)))
 
     def get_many(self, ids: Iterable[Any], *, session: Session | None = None) -> dict[Any, M | None]:
         """The rows with these primary keys, by primary key: one multi-get over all nodes, and one SELECT for what is missing."""
@@ -224,8 +236,7 @@ class Repository(RepositoryBase[M]):
             self._cache.count_unstored(client, [*wires.values()])
             rows = self._load_with(session, wanted)
         else:
-            flow = read_many(self._bulk_source(client), {wire: id for id, wire in wires.items()}, self._load)
-            rows = drive(flow, client) if wanted else {}
+            rows = drive(self._reading(self._bulk_source(client), wires, self._load), client) if wanted else {}
         return {id: self._instance(rows.get(id)) for id in wanted}
 
     def list(self, ids: Iterable[Any], *, session: Session | None = None) -> list[M]:
@@ -236,14 +247,24 @@ class Repository(RepositoryBase[M]):
     def refresh(self, id: Any) -> M | None:
         """Load a row now whatever is cached, store it, and return it."""
         client = self._cache.client
-        return self._instance(drive(refresh_one(self._source(client), self.wire(id), lambda: self._load([id]).get(id)), client))
+        source = self._source(client)
+        flow = refresh_one(source, self.wire(id), lambda: self._load([id]).get(id), self._stamps(source.planner))
+        return self._instance(drive(flow, client))
 
-    def invalidate(self, id: Any) -> None:
-        """Forget a row. A load that is under way will not be stored.
+    def invalidate(self, id: Any, *, soft: bool = False) -> None:
+        """Forget a row, in each version of its key. A load that is under way will not be stored.
 
+        :param soft: keep it as a stale one instead, which may be served while it is refreshed or where that fails, for as long as
+            the policy says; where it says nothing of the kind, forget it
         :raises DeleteFailed: where its node could not be told; it is told before this client reads from it again
         """
-        self._cache.invalidate(Invalidation((self.wire(id),)))
+        self._cache.invalidate_wires(self.wires(id), self.policy.stale if soft else 0)
+
+    def explain(self, id: Any) -> Explanation:
+        """Where a row would come from now, and why. It changes nothing."""
+        client = self._cache.client
+        source = self._source(client)
+        return drive(explain(source, self.wire(id), self._stamps(source.planner)), client)
 
     def _load(self, ids: Sequence[Any]) -> dict[Any, dict[str, Any]]:
         with self._sessions() as session:

@@ -74,6 +74,7 @@ class Shape:
     plain: frozenset[type[Any]]
 
     def __init__(self, annotation: Any, label: str | None = None) -> None:
+        self.annotation = annotation
         self.label = label or _name(annotation)
         self.text = None
         self.fingerprint = UNTYPED
@@ -96,6 +97,10 @@ class Shape:
 
     def __repr__(self) -> str:
         return f"<Shape {self.text or 'Any'} {self.fingerprint.hex()}>"
+
+    def optional(self) -> Shape:
+        """The shape of the same values, or None."""
+        return self if self.text is None else Shape(self.annotation | None, self.label)
 
     def reads(self, fingerprint: bytes) -> bool:
         """Whether bytes of a value of that fingerprint may be tried. Those that may and do not fit are `Undecodable`."""

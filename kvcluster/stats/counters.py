@@ -13,7 +13,21 @@ from dataclasses import dataclass, field
 class Counters:
     """Running totals of one connection, node or namespace."""
 
-    __slots__ = ("bytes_read", "bytes_written", "deletes", "errors", "hits", "misses", "sets", "undecodable", "unstored")
+    __slots__ = (
+        "bytes_read",
+        "bytes_written",
+        "deletes",
+        "errors",
+        "hits",
+        "misses",
+        "refreshes",
+        "sets",
+        "stale",
+        "takeovers",
+        "timeouts",
+        "undecodable",
+        "unstored",
+    )
 
     def __init__(self) -> None:
         self.hits = 0  # keys asked for and found
@@ -23,6 +37,10 @@ class Counters:
         self.errors = 0  # exchanges that failed: a node was down, silent, or answered with an error
         self.undecodable = 0  # values found that could not be decoded; each is a miss too
         self.unstored = 0  # loaded values not stored, because something newer came in between or the node could not be reached
+        self.stale = 0  # values served past their ttl, because somebody refreshed them or could not; each is a hit or a miss too
+        self.refreshes = 0  # values stored by a refresh, which found one there; each is a set too
+        self.takeovers = 0  # leases and refreshes taken over, because their winner was silent for too long
+        self.timeouts = 0  # calls that ran out of their soft or hard timeout
         self.bytes_read = 0  # bytes received
         self.bytes_written = 0  # bytes sent
 
@@ -47,6 +65,10 @@ class Counts:
     errors: int = 0
     undecodable: int = 0
     unstored: int = 0
+    stale: int = 0
+    refreshes: int = 0
+    takeovers: int = 0
+    timeouts: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
 

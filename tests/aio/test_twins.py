@@ -13,7 +13,7 @@ from kvcluster import AsyncClient, Client
 ONLY_SYNC = {"__getitem__", "__setitem__", "__contains__", "__delitem__", "__enter__", "__exit__"}
 ONLY_ASYNC = {"__aenter__", "__aexit__"}
 # What needs no node, and the endpoint that is no caller's business.
-NOT_AWAITED = {"from_url", "topology", "planner", "set_nodes", "statistics", "count_unstored", "__init__", "__repr__"}
+NOT_AWAITED = {"from_url", "topology", "planner", "set_nodes", "statistics", "count", "__init__", "__repr__"}
 
 
 def members(of: type) -> dict[str, Any]:

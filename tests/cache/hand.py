@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from kvcluster.cache.flights import Flights, LoadTimes
-from kvcluster.cache.flows import Join, Load, Sleep
+from kvcluster.cache.flights import Flights, LoadTimes, Sightings
+from kvcluster.cache.flows import Count, Detach, Each, Join, Load, Sleep
 from kvcluster.cache.leases import Source
 from kvcluster.cache.policy import Policy
 from kvcluster.codec import StandardCodec
@@ -28,7 +29,7 @@ def source(nodes: int = 1, policy: Policy = POLICY, **settings: Any) -> tuple[So
     """A source over nodes that do not exist, and its clock."""
     clock = Clock(1000.0)
     planner = Planner(placement("slots", [Node(f"node{n}:1") for n in range(nodes)]), b"s:", "s", **settings)
-    return Source(planner, policy, StandardCodec(), Flights(), LoadTimes(), clock), clock
+    return Source(planner, policy, StandardCodec(), Flights(), LoadTimes(), clock, Sightings()), clock
 
 
 class Hand:
@@ -41,6 +42,8 @@ class Hand:
         self.flow = flow
         self.counters = Counters()
         self.need: Any = None
+        self.beside: Hand
+        self.each: list[bytes] = []
         self.result: Any = None
         self.error: BaseException | None = None
         self.ended = False
@@ -99,6 +102,37 @@ class Hand:
             self._step(lambda: self.flow.throw(error))
         else:
             self._step(lambda: self.flow.send(value))
+        return self
+
+    def loads_each(self, *answers: bytes) -> Hand:
+        """Carry out, one after another, the flows that the flow asks for, each a load and an exchange with this answer."""
+        assert isinstance(self.need, Each), self.need
+        self.each = []
+        for flow, answer in zip(self.need.flows, answers, strict=False):
+            hand = Hand(flow)
+            self.each.append(hand.loads().wire)
+            hand.receives(answer)
+            if hand.error is not None:
+                self._step(partial(self.flow.throw, hand.error))
+                return self
+        self._step(lambda: self.flow.send(None))
+        return self
+
+    def detaches(self, begun: bool = True) -> Hand:
+        """Begin the flow that is to be carried out beside this one, or refuse to; it is in ``beside`` then."""
+        assert isinstance(self.need, Detach), self.need
+        if begun:
+            self.beside = Hand(self.need.flow)
+        self._step(lambda: self.flow.send(begun))
+        return self
+
+    def counts(self, *names: str) -> Hand:
+        """Count what the flow asks to be counted, which must be these, in this order."""
+        for name in names:
+            assert isinstance(self.need, Count), self.need
+            assert self.need.name == name
+            setattr(self.counters, name, getattr(self.counters, name) + 1)
+            self._step(lambda: self.flow.send(None))
         return self
 
     def sleeps(self) -> Hand:

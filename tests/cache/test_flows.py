@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from kvcluster.cache.flights import LOADING, Outcome
-from kvcluster.cache.flows import Join, Load, Sleep, read_many, read_one, refresh_one
+from kvcluster.cache.flows import Join, Load, Loaders, Sleep, read_many, read_one, refresh_one
 from kvcluster.cache.policy import Policy
 from kvcluster.errors import CallerError, IllegalValue
 from tests.cache.hand import Hand, source
 
 KEY = b"s:k"
-ASK = b"mg s:k v f c N30\r\n"
+ASK = b"mg s:k v f c t N30\r\n"
 WON = b"VA 0 f0 c7 W\r\n\r\n"
 LOST = b"VA 0 f0 c7 Z\r\n\r\n"
 VALUE = b"VA 5 f16 c8\r\nvalue\r\n"
@@ -392,11 +392,11 @@ def wires(*names: str) -> dict[bytes, str]:
 
 
 def ask(*names: str) -> bytes:
-    return b"".join(b"mg s:%b v f c N30\r\n" % name.encode() for name in names)
+    return b"".join(b"mg s:%b v f c t N30\r\n" % name.encode() for name in names)
 
 
 def test_many_hits_are_one_exchange() -> None:
-    hand = Hand(read_many(source()[0], wires("a", "b"), by_name))
+    hand = Hand(read_many(source()[0], wires("a", "b"), Loaders(by_name)))
     assert hand.wire == ask("a", "b")
     hand.receives(b"VA 1 f16 c1\r\nA\r\nVA 1 f16 c2\r\nB\r\n")
     assert hand.result == {"a": "A", "b": "B"}
@@ -410,7 +410,7 @@ def test_what_was_won_is_loaded_at_once_and_stored_at_once() -> None:
         calls.append(names)
         return by_name(names)
 
-    hand = Hand(read_many(source()[0], wires("a", "b", "c"), load))
+    hand = Hand(read_many(source()[0], wires("a", "b", "c"), Loaders(load)))
     hand.receives(b"VA 0 f0 c1 W\r\n\r\nVA 1 f16 c2\r\nB\r\nVA 0 f0 c3 W\r\n\r\n").loads()
     assert calls == [["a", "c"]]
     assert hand.wire == b"ms s:a 1 C1 T100 F16\r\nA\r\nms s:c 1 C3 T100 F16\r\nC\r\n"
@@ -422,14 +422,14 @@ def test_what_was_won_is_loaded_at_once_and_stored_at_once() -> None:
 
 def test_what_the_loader_does_not_know_is_cached_as_none() -> None:
     its, _ = source(policy=Policy(ttl=100, jitter=0, negative=9))
-    hand = Hand(read_many(its, wires("a", "b"), lambda names: {"a": "A"}))
+    hand = Hand(read_many(its, wires("a", "b"), Loaders(lambda names: {"a": "A"})))
     hand.receives(b"VA 0 f0 c1 W\r\n\r\nVA 0 f0 c2 W\r\n\r\n").loads()
     assert hand.wire == b"ms s:a 1 C1 T100 F16\r\nA\r\nms s:b 1 C2 T9 F64\r\n\xc0\r\n"
     assert hand.receives(b"HD\r\nHD\r\n").result == {"a": "A", "b": None}
 
 
 def test_what_was_won_is_stored_before_what_was_lost_is_waited_for() -> None:
-    hand = Hand(read_many(source()[0], wires("a", "b"), by_name)).receives(b"VA 0 f0 c1 W\r\n\r\nVA 0 f0 c2 Z\r\n\r\n")
+    hand = Hand(read_many(source()[0], wires("a", "b"), Loaders(by_name))).receives(b"VA 0 f0 c1 W\r\n\r\nVA 0 f0 c2 Z\r\n\r\n")
     hand.loads().receives(b"HD\r\n")
     assert isinstance(hand.need, Sleep)
     hand.sleeps()
@@ -442,7 +442,7 @@ def test_what_was_won_is_stored_before_what_was_lost_is_waited_for() -> None:
 def test_a_dead_winner_of_many_is_taken_over() -> None:
     its, clock = source()
     lost = b"VA 0 f0 c2 Z\r\n\r\n"
-    hand = Hand(read_many(its, wires("b"), by_name)).receives(lost)
+    hand = Hand(read_many(its, wires("b"), Loaders(by_name))).receives(lost)
     clock.advance(1.1)
     hand.sleeps().receives(lost)
     assert hand.wire == b"md s:b I C2 T30\r\n"
@@ -453,7 +453,7 @@ def test_a_dead_winner_of_many_is_taken_over() -> None:
 
 def test_a_new_winner_of_many_has_the_whole_time() -> None:
     its, clock = source()
-    hand = Hand(read_many(its, wires("b"), by_name)).receives(b"VA 0 f0 c2 Z\r\n\r\n")
+    hand = Hand(read_many(its, wires("b"), Loaders(by_name))).receives(b"VA 0 f0 c2 Z\r\n\r\n")
     clock.advance(1.1)
     hand.sleeps().receives(b"VA 0 f0 c5 Z\r\n\r\n")
     assert isinstance(hand.need, Sleep)
@@ -465,7 +465,7 @@ def test_a_new_winner_of_many_has_the_whole_time() -> None:
 def test_a_node_that_is_down_costs_its_keys_a_load_and_the_others_nothing() -> None:
     its, _ = source(nodes=2)
     names = [str(n) for n in range(40)]
-    hand = Hand(read_many(its, wires(*names), by_name))
+    hand = Hand(read_many(its, wires(*names), Loaders(by_name)))
     (first, second) = hand.sends.values()
     hand.receives(None, b"VA 1 f16 c1\r\nV\r\n" * second.count(b"mg ")).loads()
     assert hand.ended, "there is no lease to store against"
@@ -476,7 +476,7 @@ def test_a_node_that_is_down_costs_its_keys_a_load_and_the_others_nothing() -> N
 
 @pytest.mark.parametrize("load", [lambda names: failing(), lambda names: None])
 def test_a_load_of_many_that_fails_gives_all_its_leases_back(load: Callable[..., Any]) -> None:
-    hand = Hand(read_many(source()[0], wires("a", "b", "c"), load))
+    hand = Hand(read_many(source()[0], wires("a", "b", "c"), Loaders(load)))
     hand.receives(b"VA 0 f0 c1 W\r\n\r\nVA 3 f1 c2\r\nxxx\r\nVA 0 f0 c3 W\r\n\r\n").loads()
     assert hand.wire == b"md s:a C1\r\nmd s:c C3\r\n"
     assert isinstance(hand.receives(b"HD\r\nHD\r\n").error, LookupError | AttributeError)
@@ -485,7 +485,7 @@ def test_a_load_of_many_that_fails_gives_all_its_leases_back(load: Callable[...,
 def test_a_flow_of_many_can_be_dropped_anywhere() -> None:
     won = b"VA 0 f0 c1 W\r\n\r\n"
     for steps in range(3):
-        hand = Hand(read_many(source()[0], wires("a"), by_name))
+        hand = Hand(read_many(source()[0], wires("a"), Loaders(by_name)))
         if steps > 0:
             hand.receives(won)
         if steps > 1:
@@ -510,10 +510,10 @@ def test_a_follower_of_a_leader_that_hangs_asks_again_and_leads_the_others() -> 
 
 def test_a_load_of_many_that_asks_for_its_own_key_raises_and_keeps_no_other() -> None:
     its, _ = source()
-    outer = Hand(read_many(its, wires("a"), by_name)).receives(b"VA 0 f0 c1 W\r\n\r\n")
+    outer = Hand(read_many(its, wires("a"), Loaders(by_name))).receives(b"VA 0 f0 c1 W\r\n\r\n")
     token = LOADING.set(outer.need.keys)
     try:
-        inner = Hand(read_many(its, wires("a", "b"), by_name)).receives(b"VA 0 f0 c1 Z\r\n\r\nVA 0 f0 c2 W\r\n\r\n")
+        inner = Hand(read_many(its, wires("a", "b"), Loaders(by_name))).receives(b"VA 0 f0 c1 Z\r\n\r\nVA 0 f0 c2 W\r\n\r\n")
     finally:
         LOADING.reset(token)
     assert inner.wire == b"md s:b C2\r\n"
@@ -521,7 +521,7 @@ def test_a_load_of_many_that_asks_for_its_own_key_raises_and_keeps_no_other() ->
 
 
 def test_one_value_that_cannot_be_stored_costs_the_others_nothing() -> None:
-    hand = Hand(read_many(source()[0], wires("a", "b"), lambda names: {"a": (1,), "b": "B"}))
+    hand = Hand(read_many(source()[0], wires("a", "b"), Loaders(lambda names: {"a": (1,), "b": "B"})))
     hand.receives(b"VA 0 f0 c1 W\r\n\r\nVA 0 f0 c2 W\r\n\r\n").loads()
     assert hand.wire == b"ms s:b 1 C2 T100 F16\r\nB\r\n"
     hand.receives(b"HD\r\n")
@@ -531,19 +531,16 @@ def test_one_value_that_cannot_be_stored_costs_the_others_nothing() -> None:
 
 
 def test_one_by_one_each_value_is_stored_at_once_and_a_failure_gives_back_what_is_left() -> None:
-    hand = Hand(read_many(source()[0], wires("a", "b", "c"), None, lambda name: {"a": "A"}[name]))
-    hand.receives(b"VA 0 f0 c1 W\r\n\r\nVA 0 f0 c2 W\r\n\r\nVA 0 f0 c3 W\r\n\r\n").loads()
-    assert hand.wire == b"ms s:a 1 C1 T100 F16\r\nA\r\n"
-    hand.receives(b"HD\r\n").loads()
-    assert hand.wire == b"md s:b C2\r\n"
-    hand.receives(b"HD\r\n")
+    hand = Hand(read_many(source()[0], wires("a", "b", "c"), Loaders(None, lambda name: {"a": "A"}[name])))
+    hand.receives(b"VA 0 f0 c1 W\r\n\r\nVA 0 f0 c2 W\r\n\r\nVA 0 f0 c3 W\r\n\r\n").loads_each(b"HD\r\n", b"HD\r\n", b"")
+    assert hand.each == [b"ms s:a 1 C1 T100 F16\r\nA\r\n", b"md s:b C2\r\n"]
     assert hand.wire == b"md s:c C3\r\n"
     assert isinstance(hand.receives(b"HD\r\n").error, KeyError)
 
 
 def test_who_waits_for_many_is_patient_while_any_arrives() -> None:
     its, clock = source()
-    hand = Hand(read_many(its, wires("a", "b"), by_name)).receives(b"VA 0 f0 c1 Z\r\n\r\nVA 0 f0 c2 Z\r\n\r\n")
+    hand = Hand(read_many(its, wires("a", "b"), Loaders(by_name))).receives(b"VA 0 f0 c1 Z\r\n\r\nVA 0 f0 c2 Z\r\n\r\n")
     clock.advance(0.9)
     hand.sleeps().receives(b"VA 1 f16 c3\r\nA\r\nVA 0 f0 c2 Z\r\n\r\n")
     clock.advance(0.9)

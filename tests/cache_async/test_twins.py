@@ -13,8 +13,8 @@ from kvcluster.cache.repository import Repository
 
 TWINS = [(Loader, AsyncLoader), (Repository, AsyncRepository)]
 CALLS = {
-    Loader: {"__call__", "uncached", "get_many", "list", "bulk", "invalidate", "refresh"},
-    Repository: {"__init__", "get", "get_many", "list", "invalidate", "refresh"},
+    Loader: {"__call__", "uncached", "get_many", "list", "bulk", "invalidate", "refresh", "explain"},
+    Repository: {"__init__", "get", "get_many", "list", "invalidate", "refresh", "explain"},
 }
 PAIRS = [(sync, other, name) for sync, other in TWINS for name in sorted(CALLS[sync])]
 
