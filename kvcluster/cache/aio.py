@@ -13,7 +13,7 @@ from kvcluster.cache.drive import count
 from kvcluster.cache.explain import Explanation, explain
 from kvcluster.cache.flights import LOADING
 from kvcluster.cache.flows import Count, Detach, Each, Flow, Join, Load, Loaders, Sleep, read_many, read_on, refresh_one
-from kvcluster.cache.leases import UNASKED, Source, Stamps
+from kvcluster.cache.leases import UNASKED, FirstGet, Source, Stamps
 from kvcluster.cache.loader import LoaderBase, by_argument, in_order
 
 P = ParamSpec("P")
@@ -30,7 +30,7 @@ class AsyncLoader(LoaderBase[P, R]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         client = self._cache.async_client
         source = self._source(client)
-        wire, stamps = self._place(source.planner, args, kwargs)
+        wire, stamps = self._place(source, args, kwargs)
         if kwargs and self._past(client, kwargs, wire):
             return await self.uncached(*args, **kwargs)
         value: R = await read_async(client, source, wire, lambda: self._function(*args, **kwargs), stamps)
@@ -47,14 +47,15 @@ class AsyncLoader(LoaderBase[P, R]):
         All nodes are asked at once. What is missing is loaded by one call of the `bulk` function, where there is one, else at the
         same time.
         """
-        places = self._places(many, args, kwargs)
+        client = self._cache.async_client
+        source = self._source(client) if self._bulk is None else self._bulk_source(client)
+        places = self._places(source, many, args, kwargs)
 
         def load_one(argument: Any) -> Any:
             return self._function(argument, *args, **kwargs)
 
         bulk = self._bulk
         loaders = Loaders(None if bulk is None else lambda missing: bulk(missing, *args, **kwargs), load_one)
-        client = self._cache.async_client
         values: Mapping[Any, Any] = {}
         if self._past(client, kwargs, *places.arguments):
             missing = list(places.arguments.values())
@@ -63,7 +64,6 @@ class AsyncLoader(LoaderBase[P, R]):
             else:
                 values = await loaders.many(missing)
         elif places.arguments:
-            source = self._source(client) if bulk is None else self._bulk_source(client)
             values = await drive_async(read_many(source, places.arguments, loaders, places.depends), client)
         return by_argument(places, values)
 
@@ -101,7 +101,7 @@ class AsyncLoader(LoaderBase[P, R]):
         """Load now whatever is cached, store the result, and return it."""
         client = self._cache.async_client
         source = self._source(client)
-        wire, stamps = self._place(source.planner, args, kwargs)
+        wire, stamps = self._place(source, args, kwargs)
         if self._past(client, kwargs, wire):
             return await self.uncached(*args, **kwargs)
         value: R = await drive_async(refresh_one(source, wire, lambda: self._function(*args, **kwargs), stamps), client)
@@ -111,7 +111,7 @@ class AsyncLoader(LoaderBase[P, R]):
         """Where the result of a call would come from now, and why. It changes nothing."""
         client = self._cache.async_client
         source = self._source(client)
-        return await drive_async(explain(source, *self._place(source.planner, args, kwargs)), client)
+        return await drive_async(explain(source, *self._place(source, args, kwargs)), client)
 
 
 async def read_async(client: AsyncClient, source: Source, wire: bytes, load: Callable[[], Any], stamps: Stamps = ()) -> Any:
@@ -120,11 +120,11 @@ async def read_async(client: AsyncClient, source: Source, wire: bytes, load: Cal
     if near is not None and (held := near.get(wire)) is not None:
         return source.codec.decode(*held)
     asked = source.clock()
-    asking = source.asking(wire, stamps)
+    asking = FirstGet(source, wire, stamps)
     failure = await client.exchange(source.planner.address(wire), asking, source.planner.namespace)
+    if asking.hit:
+        return asking.value
     answer = asking.answers[0] if failure is None else UNASKED
-    if answer.found and not (answer.won or answer.lost):
-        return answer.value
     return await drive_async(read_on(source, wire, load, answer, asked, stamps), client)
 
 

@@ -38,7 +38,7 @@ class AsyncRepository(RepositoryBase[M]):
             self._cache.count_unstored(client, [wire])
             return self._instance((await self._load_with(session, [id])).get(id))
         source = self._source(client)
-        return self._instance(await read_async(client, source, wire, lambda: self._load_one(id), self._stamps(source.planner)))
+        return self._instance(await read_async(client, source, wire, lambda: self._load_one(id), self._stamps(self.stamps)))
 
     async def get_many(self, ids: Iterable[Any], *, session: AsyncSession | None = None) -> dict[Any, M | None]:
         """The rows with these primary keys, by primary key: one multi-get over all nodes, and one SELECT for what is missing."""
@@ -61,7 +61,7 @@ class AsyncRepository(RepositoryBase[M]):
         """Load a row now whatever is cached, store it, and return it."""
         client = self._cache.async_client
         source = self._source(client)
-        flow = refresh_one(source, self.wire(id), lambda: self._load_one(id), self._stamps(source.planner))
+        flow = refresh_one(source, self.wire(id), lambda: self._load_one(id), self._stamps(self.stamps))
         return self._instance(await drive_async(flow, client))
 
     async def invalidate(self, id: Any, *, soft: bool = False) -> None:
@@ -78,7 +78,7 @@ class AsyncRepository(RepositoryBase[M]):
         """Where a row would come from now, and why. It changes nothing."""
         client = self._cache.async_client
         source = self._source(client)
-        return await drive_async(explain(source, self.wire(id), self._stamps(source.planner)), client)
+        return await drive_async(explain(source, self.wire(id), self._stamps(self.stamps)), client)
 
     async def _load_one(self, id: Any) -> dict[str, Any] | None:
         return (await self._load([id])).get(id)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Final
 
 from kvcluster.cache.flights import LoadTimes
-from kvcluster.cache.leases import Source
+from kvcluster.cache.leases import Source, Stamps
 from kvcluster.cache.policy import Policy
 from kvcluster.cache.shapes import Shape
+from kvcluster.cache.stamps import stamp_wire
 from kvcluster.codec import Codec
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from kvcluster.cache import Cache
     from kvcluster.client import Client
     from kvcluster.planner import Planner
+
+
+MOST_STAMPS: Final = 4096
 
 
 class Cached:
@@ -35,6 +40,7 @@ class Cached:
         self._times = LoadTimes()
         self._bulk_times = LoadTimes()  # apart, because who waits for one key judges by how long one takes
         self._sources: tuple[Planner, Source, Source] | None = None
+        self._stamp_wire: Callable[[str], bytes]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._label}>"
@@ -64,5 +70,10 @@ class Cached:
             self._cache.source(client, self.policy, times, codec, self._shape, self._label)
             for times in (self._times, self._bulk_times)
         )
+        self._stamp_wire = lru_cache(MOST_STAMPS)(partial(stamp_wire, planner))
         self._sources = (planner, one, many)
         return self._sources
+
+    def _stamps(self, names: Iterable[str]) -> Stamps:
+        """The wire keys of stamps, for whoever has a source."""
+        return tuple([self._stamp_wire(name) for name in names])

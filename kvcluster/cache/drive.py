@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from kvcluster.cache.background import WORKERS
 from kvcluster.cache.flights import LOADING
 from kvcluster.cache.flows import Count, Detach, Each, Flow, Join, Load, Sleep, read_on
-from kvcluster.cache.leases import UNASKED, Source, Stamps
+from kvcluster.cache.leases import UNASKED, FirstGet, Source, Stamps
 from kvcluster.client import Client
 
 T = TypeVar("T")
@@ -26,11 +26,11 @@ def read(client: Client, source: Source, wire: bytes, load: Callable[[], Any], s
     if near is not None and (held := near.get(wire)) is not None:
         return source.codec.decode(*held)
     asked = source.clock()
-    asking = source.asking(wire, stamps)
+    asking = FirstGet(source, wire, stamps)
     failure = client.exchange(source.planner.address(wire), asking, source.planner.namespace)
+    if asking.hit:
+        return asking.value
     answer = asking.answers[0] if failure is None else UNASKED
-    if answer.found and not (answer.won or answer.lost):
-        return answer.value
     return drive(read_on(source, wire, load, answer, asked, stamps), client)
 
 

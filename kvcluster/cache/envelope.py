@@ -58,3 +58,13 @@ def opened(data: bytes) -> Opened:
     if len(data) < _FIXED or data[0] != _VERSION or len(data) < (start := _FIXED + STAMP_SIZE * data[1]):
         raise Undecodable("the value's envelope is cut, or of a version that this release does not know")
     return Opened(data[_FIXED:start], data[2:_FIXED], data[start:])
+
+
+def bare(data: bytes, stamps: Sequence[bytes], fingerprint: bytes) -> bytes | None:
+    """What is in an envelope that has exactly these stamps and this fingerprint; None where it is not known to have.
+
+    >>> bare(sealed(b"data", [b"12345678"]), [b"12345678"], UNTYPED), bare(sealed(b"data"), [b""], UNTYPED)
+    (b'data', None)
+    """
+    head = b"%c%c%b%b" % (_VERSION, len(stamps), fingerprint, b"".join(stamps))
+    return data[len(head) :] if data.startswith(head) and len(head) == _FIXED + STAMP_SIZE * len(stamps) else None

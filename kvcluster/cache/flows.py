@@ -32,7 +32,19 @@ from itertools import repeat
 from typing import Any, Final, TypeAlias, TypeVar
 
 from kvcluster.cache.flights import Flight, LoadedKey, Outcome
-from kvcluster.cache.leases import UNASKED, Answer, Exchange, Fills, LeaseGets, Refreshes, Source, Stamps, TakeOvers, creations
+from kvcluster.cache.leases import (
+    NO_STAMPS,
+    UNASKED,
+    Answer,
+    Exchange,
+    Fills,
+    LeaseGets,
+    Refreshes,
+    Source,
+    Stamps,
+    TakeOvers,
+    creations,
+)
 from kvcluster.errors import CallerError, IllegalValue, LoaderTimeout
 from kvcluster.plan import Plan
 from kvcluster.planner import STAMP_SIZE
@@ -196,6 +208,8 @@ def refresh_one(source: Source, wire: bytes, load: Callable[[], Any], stamps: St
     outcome = yield from _lead(
         source, wire, load, source.flights.lead(wire), answer._replace(lost=False), patience, stamps, spare=False
     )
+    if source.near is not None:
+        source.near.forget((wire,))
     if outcome is None:
         yield Count(wire, "timeouts", source)
         raise _timeout(source)
@@ -219,7 +233,7 @@ def _timeout(source: Source) -> LoaderTimeout:
 
 
 def _ask_once(source: Source, wire: bytes, stamps: Stamps, first: bool) -> Flow[Answer]:
-    asking = LeaseGets(source, (wire,), {wire: stamps} if stamps else {}, first)
+    asking = LeaseGets(source, (wire,), {wire: stamps} if stamps else NO_STAMPS, first)
     _, failures = yield Exchange(source.planner.namespace, {source.planner.address(wire): asking})
     return UNASKED if failures else asking.answers[0]
 
@@ -233,7 +247,7 @@ def _ask(source: Source, wire: bytes, stamps: Stamps) -> Flow[Answer]:
 def _mended(source: Source, wire: bytes, stamps: Stamps, answer: Answer) -> Flow[Answer]:
     if not answer.outdated and not answer.lost and b"" not in answer.stamps:
         return answer
-    answers = yield from _mend(source, {wire: answer}, {wire: stamps} if stamps else {})
+    answers = yield from _mend(source, {wire: answer}, {wire: stamps} if stamps else NO_STAMPS)
     return answers[wire]
 
 
@@ -438,7 +452,7 @@ def read_many(
     """
     values: dict[Any, Any] = {}
     pending = dict(arguments)
-    depends = depends or {}
+    depends = depends or NO_STAMPS
     spares: dict[bytes, Answer] = {}
     winners: dict[bytes, tuple[int, float]] = {}  # for each key that somebody else loads: the placeholder seen, and since when
     first, delay, progress = True, FIRST_POLL, source.clock()

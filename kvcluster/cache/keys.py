@@ -109,7 +109,8 @@ class Template:
         fields = [name for _, name in pieces if name is not None]
         self.fields = frozenset(fields)
         self.takes_session = "session" in ignored and "session" in parameters and "session" not in fields
-        self.shape = prefixes[0] + "{}".join(_literals(pieces))
+        first, *others = _literals(pieces)
+        self.shape = prefixes[0] + "{}".join([first, *others])
         unknown = [name for name in fields if name not in parameters]
         missing = [name for name in parameters if name not in fields and name not in ignored]
         if unknown:
@@ -122,6 +123,8 @@ class Template:
         self._pieces: Final[Sequence[tuple[str, str | None]]] = pieces
         self._positional = [name for name in parameters if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
         self._simple = len(self._positional) == len(parameters)
+        self._places = [(self._positional.index(name), name) for name in fields] if self._simple else []
+        self._format = "%s".join(text.replace("%", "%%") for text in (prefixes[0] + first, *others))
         self.many = self._positional[0] if self._positional else ""
 
     def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
@@ -130,6 +133,12 @@ class Template:
         :raises TypeError: where the loader cannot be called with them
         :raises IllegalKey: where one of them cannot be part of a key
         """
+        if self._simple and not kwargs and len(args) == len(self._positional):
+            texts = [
+                args[place] if type(args[place]) is int and args[place] >= 0 else escaped(args[place], name)
+                for place, name in self._places
+            ]
+            return self._format % tuple(texts)
         return self.filled(self.arguments(args, kwargs))
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from kvcluster.cache.envelope import ENVELOPE, opened, sealed
+from kvcluster.cache.envelope import ENVELOPE, bare, opened, sealed
 from kvcluster.cache.flights import LOADING, Flights, LoadedKey, LoadTimes, Sightings
 from kvcluster.cache.near import Near
 from kvcluster.cache.policy import Policy
@@ -28,6 +28,9 @@ from kvcluster.stats.counters import Counters
 
 #: The wire keys of the stamps that a value depends on.
 Stamps: TypeAlias = tuple[bytes, ...]
+
+#: Of keys whose values depend on none.
+NO_STAMPS: Final[Mapping[bytes, Stamps]] = {}
 
 _ANYTHING: Final = Shape(Any)
 
@@ -103,12 +106,13 @@ class LeaseGets(Commands):
         takeovers: int = 0,
     ) -> None:
         token = requests.opaque()
-        flags = b"v f c t N%d%b O%b" % (source.policy.lease_time, source.early(), token)
-        payload = b"".join([requests.meta_get(wire, flags) for wire in wires])
+        flags = source.flags(token)
         wanted: Sequence[bytes] = ()
         if depends or also:
             wanted = [*dict.fromkeys([*(stamp for wire in wires for stamp in depends.get(wire, ())), *also])]
-            payload += b"".join([requests.meta_get(stamp, b"v O" + token) for stamp in wanted])
+        payload = b"".join(
+            [*[requests.meta_get(wire, flags) for wire in wires], *[requests.meta_get(stamp, b"v O" + token) for stamp in wanted]]
+        )
         ahead = len(before) + len(create or ())
         super().__init__(payload, ahead + len(wires) + len(wanted), opaque=token)
         self.wires = wires
@@ -215,6 +219,69 @@ def outdating(planner: Planner, wires: Sequence[bytes], stale: int) -> DeleteMan
     return DeleteMany(planner.namespace, marks, groups)
 
 
+class FirstGet(LeaseGets):
+    """One key asked for the first time. A plain hit, which nearly every call is, takes the short way: ``value``, where ``hit``.
+
+    :param stamps: the stamps that its value depends on
+    """
+
+    __slots__ = ("hit", "value")
+
+    def __init__(self, source: Source, wire: bytes, stamps: Stamps) -> None:
+        token = requests.opaque()
+        payload = requests.meta_get(wire, source.flags(token))
+        if stamps:
+            flags = b"v O" + token
+            payload += b"".join([requests.meta_get(stamp, flags) for stamp in stamps])
+        Commands.__init__(self, payload, 1 + len(stamps), opaque=token)
+        self.wires = (wire,)
+        self.hit = False
+        self._source = source
+        self._wanted = stamps
+        self._first = True
+        self._generation = source.near.generation if source.near is not None else 0
+
+    def settle(self, counters: Counters) -> None:
+        """Decode what was found, and count the hit or miss."""
+        reply, source = self.replies[0], self._source
+        data, flags, ttl = reply.value, reply.flags, reply.ttl
+        if (
+            data
+            and not (reply.won or reply.taken or reply.stale)
+            and (ttl < 0 or ttl > source.policy.stale)
+            and source.near is None
+        ):
+            found: bytes | None = data
+            if flags & ENVELOPE:
+                found = bare(data, [stamp.value or b"" for stamp in self.replies[1:]], source.shape.fingerprint)
+                flags -= ENVELOPE
+            elif self.count > 1 or source.shape.fingerprint != UNTYPED:
+                found = None
+            if found is not None:
+                try:
+                    self.value = source.codec.decode(found, flags)
+                except Exception:  # the long way counts it
+                    pass
+                else:
+                    self.hit = True
+                    counters.hits += 1
+                    return
+        self.answers: list[Answer] = []
+        self.stamps: dict[bytes, bytes] = {}
+        self._depends = {self.wires[0]: tuple(self._wanted)} if self._wanted else NO_STAMPS
+        self._ahead = self._takeovers = 0
+        super().settle(counters)
+
+    def reset(self) -> None:
+        """Forget what came, to be sent again."""
+        self.replies.clear()
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether a reply among them answers another request."""
+        return (self.count > 1 and super().misplaced) or (self.replies[0].opaque != self.opaque and super().misplaced)
+
+
 class Fills(Stores):
     """Compare-and-swap stores of loaded values."""
 
@@ -281,17 +348,15 @@ class Source:
     shape: Shape = _ANYTHING
     label: str = ""
 
-    def asking(self, wire: bytes, stamps: Stamps = ()) -> LeaseGets:
-        """The request that asks for one key for the first time."""
-        return LeaseGets(self, (wire,), {wire: stamps} if stamps else {}, True)
+    def flags(self, token: bytes) -> bytes:
+        """The meta flags that ask for a value or its lease.
 
-    def early(self) -> bytes:
-        """The flag that makes a reader refresh a value that is stale or soon will be; empty where nothing makes one."""
+        :param token: the request's opaque token
+        """
         policy = self.policy
-        if not policy.stale and not policy.xfetch:
-            return b""
-        early = policy.early(self.times.average)
-        return b" R%d" % early if early else b""
+        if (policy.stale or policy.xfetch) and (early := policy.early(self.times.average)):
+            return b"v f c t N%d R%d O%b" % (policy.lease_time, early, token)
+        return b"v f c t N%d O%b" % (policy.lease_time, token)
 
     def keys(self, wires: Iterable[bytes]) -> frozenset[LoadedKey]:
         """Wire keys as `LOADING` holds them.

@@ -12,12 +12,10 @@ from kvcluster.cache.drive import drive, read
 from kvcluster.cache.explain import Explanation, explain
 from kvcluster.cache.flows import Loaders, read_many, refresh_one
 from kvcluster.cache.keys import Template
-from kvcluster.cache.leases import Stamps
+from kvcluster.cache.leases import Source, Stamps
 from kvcluster.cache.policy import Policy
 from kvcluster.cache.shapes import TypedCodec, shape_of
-from kvcluster.cache.stamps import stamp_wire
 from kvcluster.errors import ConfigurationError
-from kvcluster.planner import Planner
 
 if TYPE_CHECKING:
     from kvcluster.aio import AsyncClient
@@ -64,22 +62,20 @@ class LoaderBase(Cached, Generic[P, R]):
         """
         return self.template.key(args, kwargs)
 
-    def _place(self, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[bytes, Stamps]:
+    def _place(self, source: Source, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[bytes, Stamps]:
         """The wire key of a call, and those of the stamps that its result depends on."""
+        wire = source.planner.wire(self.template.key(args, kwargs))
         if self.stamps_of is None:
-            return planner.wire(self.template.key(args, kwargs)), ()
-        arguments = self.template.arguments(args, kwargs)
-        names = self.stamps_of(arguments)
-        return planner.wire(self.template.filled(arguments)), tuple([stamp_wire(planner, name) for name in names])
+            return wire, ()
+        return wire, self._stamps(self.stamps_of(self.template.arguments(args, kwargs)))
 
-    def _places(self, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Places:
+    def _places(self, source: Source, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Places:
         """The places of a call for many."""
         self._require_arguments()
-        planner = self._cache.planner
         wires: dict[Any, bytes] = {}
         depends: dict[bytes, Stamps] = {}
         for argument in dict.fromkeys(many):
-            wires[argument], stamps = self._place(planner, (argument, *args), kwargs)
+            wires[argument], stamps = self._place(source, (argument, *args), kwargs)
             if stamps:
                 depends[wires[argument]] = stamps
         return Places(wires, {wire: argument for argument, wire in wires.items()}, depends)
@@ -122,7 +118,7 @@ class Loader(LoaderBase[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         client = self._cache.client
         source = self._source(client)
-        wire, stamps = self._place(source.planner, args, kwargs)
+        wire, stamps = self._place(source, args, kwargs)
         if kwargs and self._past(client, kwargs, wire):
             return self.uncached(*args, **kwargs)
         value: R = read(client, source, wire, lambda: self._function(*args, **kwargs), stamps)
@@ -138,20 +134,20 @@ class Loader(LoaderBase[P, R]):
 
         All nodes are asked at once. What is missing is loaded by one call of the `bulk` function, where there is one.
         """
-        places = self._places(many, args, kwargs)
+        client = self._cache.client
+        source = self._source(client) if self._bulk is None else self._bulk_source(client)
+        places = self._places(source, many, args, kwargs)
 
         def load_one(argument: Any) -> Any:
             return self._function(argument, *args, **kwargs)
 
         bulk = self._bulk
         loaders = Loaders(None if bulk is None else lambda missing: bulk(missing, *args, **kwargs), load_one)
-        client = self._cache.client
         values: Mapping[Any, Any] = {}
         if self._past(client, kwargs, *places.arguments):
             missing = list(places.arguments.values())
             values = {argument: load_one(argument) for argument in missing} if loaders.many is None else loaders.many(missing)
         elif places.arguments:
-            source = self._source(client) if bulk is None else self._bulk_source(client)
             values = drive(read_many(source, places.arguments, loaders, places.depends), client)
         return by_argument(places, values)
 
@@ -189,7 +185,7 @@ class Loader(LoaderBase[P, R]):
         """Load now whatever is cached, store the result, and return it."""
         client = self._cache.client
         source = self._source(client)
-        wire, stamps = self._place(source.planner, args, kwargs)
+        wire, stamps = self._place(source, args, kwargs)
         if self._past(client, kwargs, wire):
             return self.uncached(*args, **kwargs)
         value: R = drive(refresh_one(source, wire, lambda: self._function(*args, **kwargs), stamps), client)
@@ -199,7 +195,7 @@ class Loader(LoaderBase[P, R]):
         """Where the result of a call would come from now, and why. It changes nothing."""
         client = self._cache.client
         source = self._source(client)
-        return drive(explain(source, *self._place(source.planner, args, kwargs)), client)
+        return drive(explain(source, *self._place(source, args, kwargs)), client)
 
 
 def by_argument(places: Places, values: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -20,15 +20,14 @@ from kvcluster.cache.drive import drive, read
 from kvcluster.cache.explain import Explanation, explain
 from kvcluster.cache.flows import Flow, Loaders, read_many, refresh_one
 from kvcluster.cache.keys import escaped
-from kvcluster.cache.leases import Source, Stamps
+from kvcluster.cache.leases import Source
 from kvcluster.cache.loader import in_order
 from kvcluster.cache.policy import Policy
 from kvcluster.cache.shapes import Shape, difference
-from kvcluster.cache.stamps import stamp_wire, table_stamp
+from kvcluster.cache.stamps import table_stamp
 from kvcluster.cache.tables import tables_of
 from kvcluster.codec import MSGPACK, Undecodable
 from kvcluster.errors import ConfigurationError, IllegalKey, IllegalValue, MissingExtra
-from kvcluster.planner import Planner
 
 try:
     from sqlalchemy import Column, ColumnElement, Select, inspect, select
@@ -146,7 +145,6 @@ class RepositoryBase(Cached, Generic[M]):
         self._kind = _plain_type(mapper.primary_key[0])
         self._mapper = mapper
         self.key_shape = f"{policy.prefix}{model.__name__}:{{}}"
-        self._stamped: tuple[Planner, Stamps] | None = None
         codec = RowCodec({name: _python_type(column) for name, column in columns.items()})
         super().__init__(cache, policy, f"{cache.namespace}:{model.__name__}", codec.shape, lambda base: codec)
 
@@ -177,14 +175,8 @@ class RepositoryBase(Cached, Generic[M]):
             raise IllegalKey(f"{self.model.__name__}.{self.identifier} must be {kind.__name__}, not {type(id).__name__}: {id!r}")
         return f"{self.model.__name__}:{escaped(id, self.identifier)}"
 
-    def _stamps(self, planner: Planner) -> Stamps:
-        stamped = self._stamped
-        if stamped is None or stamped[0] is not planner:
-            self._stamped = stamped = (planner, tuple(stamp_wire(planner, name) for name in self.stamps))
-        return stamped[1]
-
     def _reading(self, source: Source, wires: Mapping[Any, bytes], load: Callable[[Any], Any]) -> Flow[dict[Any, Any]]:
-        stamps = self._stamps(source.planner)
+        stamps = self._stamps(self.stamps)
         return read_many(source, {wire: id for id, wire in wires.items()}, Loaders(load), dict.fromkeys(wires.values(), stamps))
 
     def _query(self, ids: Sequence[Any]) -> Select[Any]:
@@ -225,7 +217,7 @@ class Repository(RepositoryBase[M]):
             self._cache.count_unstored(client, [wire])
             return self._instance(self._load_with(session, [id]).get(id))
         source = self._source(client)
-        return self._instance(read(client, source, wire, lambda: self._load([id]).get(id), self._stamps(source.planner)))
+        return self._instance(read(client, source, wire, lambda: self._load([id]).get(id), self._stamps(self.stamps)))
 
     def get_many(self, ids: Iterable[Any], *, session: Session | None = None) -> dict[Any, M | None]:
         """The rows with these primary keys, by primary key: one multi-get over all nodes, and one SELECT for what is missing."""
@@ -248,7 +240,7 @@ class Repository(RepositoryBase[M]):
         """Load a row now whatever is cached, store it, and return it."""
         client = self._cache.client
         source = self._source(client)
-        flow = refresh_one(source, self.wire(id), lambda: self._load([id]).get(id), self._stamps(source.planner))
+        flow = refresh_one(source, self.wire(id), lambda: self._load([id]).get(id), self._stamps(self.stamps))
         return self._instance(drive(flow, client))
 
     def invalidate(self, id: Any, *, soft: bool = False) -> None:
@@ -264,7 +256,7 @@ class Repository(RepositoryBase[M]):
         """Where a row would come from now, and why. It changes nothing."""
         client = self._cache.client
         source = self._source(client)
-        return drive(explain(source, self.wire(id), self._stamps(source.planner)), client)
+        return drive(explain(source, self.wire(id), self._stamps(self.stamps)), client)
 
     def _load(self, ids: Sequence[Any]) -> dict[Any, dict[str, Any]]:
         with self._sessions() as session:

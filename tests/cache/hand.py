@@ -126,6 +126,12 @@ class Hand:
         self._step(lambda: self.flow.send(begun))
         return self
 
+    def queues(self) -> Hand:
+        """Take the flow that is to be carried out beside this one, without beginning it yet."""
+        assert isinstance(self.need, Detach), self.need
+        self._step(lambda: self.flow.send(True))
+        return self
+
     def counts(self, *names: str) -> Hand:
         """Count what the flow asks to be counted, which must be these, in this order."""
         for name in names:

@@ -101,3 +101,102 @@ def test_takeover_follows_the_measured_load_time() -> None:
     times.note(2.0)
     assert times.takeover(policy) == pytest.approx(2 * 1.2)
     assert times.takeover(Policy(ttl=60, takeover=0.3)) == 0.3
+
+
+# -- options
+
+
+def test_a_loader_says_otherwise_and_inherits_the_rest() -> None:
+    cache = Cache("shop", ttl="10m", stale_while_revalidate="1h", jitter=0.5)
+    ours = cache.loader("a", ttl=60, stale_if_error=timedelta(days=1))(lambda: 1).policy
+    assert (ours.ttl, ours.stale_while_revalidate, ours.stale_if_error, ours.stale, ours.jitter) == (60, 3600, 86400, 86400, 0.5)
+    theirs = cache.loader("b", ttl=None, stale_while_revalidate=0)(lambda: 1).policy
+    assert (theirs.ttl, theirs.stale, theirs.jitter) == (None, 0, 0.5)
+
+
+def test_the_lease_outlives_the_hard_timeout() -> None:
+    policy = Policy(ttl=60)
+    assert policy.lease_time == 30
+    assert policy.but({"hard_timeout": "90s"}).lease_time == 92
+    assert policy.but({"hard_timeout": "90s"}).but({"hard_timeout": 5}).lease_time == 7
+    assert policy.but({"hard_timeout": "90s", "lease": 100}).lease_time == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stale_while_revalidate": 0.5}, "stale_while_revalidate must be 0"),
+        ({"stale_if_error": -1}, "stale_if_error must be from 0"),
+        ({"soft_timeout": 0}, "soft_timeout must be more than 0"),
+        ({"soft_timeout": 5, "hard_timeout": 1}, "soft_timeout must not be longer than hard_timeout"),
+        ({"xfetch": -1}, "xfetch must be a number"),
+        ({"xfetch": "1"}, "xfetch must be a number"),
+        ({"jitter": True}, "jitter must be a share"),
+        ({"version": "2"}, "version must be a whole number"),
+        ({"version": 2, "versions": (1,)}, "versions must hold the version in use"),
+        ({"versions": 2}, "versions must be several"),
+        ({"ttl": "20y"}, "ttl must be a number of seconds"),
+        ({"ttl": "5000d"}, r"ttl must be over, with its stale time, by 2147483647"),
+        ({"negative": "5000d"}, r"negative must be over"),
+        ({"stale_if_error": "5000d"}, r"ttl must be over"),
+        ({"l1": -1}, "l1 must be from 0"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_where_it_is_declared(options: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{message}"):
+        Cache("shop", ttl="10m").loader("k", **options)
+
+
+def test_an_option_that_there_is_not_is_named() -> None:
+    with pytest.raises(TypeError, match="no option 'stale_while_revalidating': the options are"):
+        Cache("shop", ttl="10m").loader("k", stale_while_revalidating=5)  # type: ignore[call-arg]
+    with pytest.raises(ConfigurationError, match=r"^l1_size must be"):
+        Cache("shop", ttl="10m", l1_size=0)
+
+
+def test_a_version_that_is_given_drops_the_others_that_were_named() -> None:
+    policy = Policy(ttl=60).but({"version": 2, "versions": (2, 1, None)})
+    assert policy.prefixes == ("v2:", "v1:", "")
+    assert policy.but({"version": 3}).prefixes == ("v3:",)
+    assert Policy(ttl=60).prefixes == ("",)
+
+
+# -- ages
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.integers(-1, 300))
+def test_a_value_is_servable_for_as_long_as_the_policy_says(revalidate: int, error: int, ttl: int) -> None:
+    policy = Policy(ttl=100, stale_while_revalidate=revalidate, stale_if_error=error)
+    stale_for = policy.stale - ttl
+    fresh = ttl < 0 or stale_for < 0
+    assert policy.servable(ttl) == (fresh or stale_for < revalidate)
+    assert policy.spare(ttl) == (error > 0 and (ttl < 0 or stale_for < error))
+
+
+def test_the_node_keeps_a_value_for_its_stale_time_too() -> None:
+    policy = Policy(ttl=100, jitter=0, negative=10, stale_while_revalidate=30, stale_if_error=50)
+    assert (policy.expiry(), policy.expiry(absent=True)) == (150, 60)
+    assert Policy(ttl=None, stale_if_error=50).expiry() == 0
+
+
+def test_who_reads_a_stale_value_is_to_refresh_it_and_nobody_before() -> None:
+    policy = Policy(ttl=100, stale_if_error=50)
+    assert {policy.early(None), policy.early(0.3)} == {51}, "a node compares by 'less than'"
+    assert Policy(ttl=100).early(1000.0) == 0
+    assert Policy(ttl=100, xfetch=1.0).early(None) == 0, "nothing is known of the load time"
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
+def test_xfetch_draws_are_exponential_with_the_load_time_as_their_mean(beta: float) -> None:
+    """Algorithm 1 of the paper: a reader refreshes where less than delta * beta * -log(random) is left."""
+    policy = Policy(ttl=1000, xfetch=beta)
+    draws = [max(0, policy.early(20.0) - 1) for _ in range(6000)]
+    mean = 20.0 * beta
+    assert sum(draws) / len(draws) == pytest.approx(mean, rel=0.1)
+    assert sum(draw > mean for draw in draws) / len(draws) == pytest.approx(0.368, abs=0.05)
+
+
+def test_fast_loads_are_refreshed_early_at_times() -> None:
+    policy = Policy(ttl=1000, xfetch=1.0)
+    early = [policy.early(0.05) > 0 for _ in range(4000)]
+    assert 0.02 < sum(early) / len(early) < 0.09, "rounded by chance, to 0.05 on the average"
