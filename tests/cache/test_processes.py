@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
+from kvcluster import Client
 from kvcluster.testing.nodes import RunningNode
 from tests.cache import workers
 from tests.cache.shop import Base, User, engine_of
@@ -70,6 +71,54 @@ def test_a_winner_that_is_killed_costs_one_more_load(nodes: list[RunningNode]) -
         winner.kill()
         end(others)
     assert (loads.value, answers.value) == (2, 2 * 4)
+
+
+def test_a_live_winner_is_left_to_finish(nodes: list[RunningNode]) -> None:
+    """With the default lease, and before anybody knows how long loads take."""
+    gate, loads, answers = SPAWN.Barrier(4 * 4), SPAWN.Value("i", 0), SPAWN.Value("i", 0)
+    with running(*[(workers.herd, (addresses(nodes), 4, gate, loads, answers, 0.6))] * 4) as processes:
+        end(processes)
+    assert (loads.value, answers.value) == (1, 4 * 4)
+
+
+def test_a_winner_that_is_killed_in_an_early_refresh_costs_one_more_load(nodes: list[RunningNode]) -> None:
+    loading, go, ready = SPAWN.Event(), SPAWN.Event(), SPAWN.Semaphore(0)
+    loads, answers = SPAWN.Value("i", 0), SPAWN.Value("i", 0)
+    with Client(addresses(nodes), timeout=5, connect_timeout=5) as client:
+        assert client.set("herd:row:hot", "old", expire=60)
+    readers = [(workers.reader, (addresses(nodes), 4, go, ready, loads, answers, 0.3))] * 2
+    with running((workers.refresher, (addresses(nodes), loading, loads)), *readers) as (winner, *others):
+        assert loading.wait(30)
+        for _ in others:
+            assert ready.acquire(timeout=30)
+        winner.kill()
+        go.set()
+        end(others)
+    assert (loads.value, answers.value) == (2, 2 * 4)
+
+
+def deploy(kinds: list[str], nodes: list[RunningNode], current: dict[str, Any], seconds: float) -> dict[str, int]:
+    tally = {name: SPAWN.Value("q", 0) for name in ("reads", "stale", "hits", "undecodable")}
+    gate = SPAWN.Barrier(len(kinds))
+    with running(*[(workers.deployed, (kind, addresses(nodes), gate, seconds, current, tally)) for kind in kinds]) as processes:
+        end(processes, seconds + 60)
+    return {name: value.value for name, value in tally.items()}
+
+
+@pytest.mark.slow
+def test_two_versions_of_a_program_and_then_the_older_alone_read_nothing_old(nodes: list[RunningNode]) -> None:
+    """A rolling deploy that changes what is cached, and its rollback."""
+    current = {name: SPAWN.RawArray("Q", 20) for name in ("rows", "committed")}
+    both = deploy(["older", "newer"], nodes, current, 5)
+    print(both)
+    assert both["stale"] == 0
+    assert both["reads"] > 200
+    assert both["hits"] > both["reads"] // 10
+    assert both["undecodable"] > 0, "the newer one's field is missing in what the older one has stored"
+    alone = deploy(["older"], nodes, current, 2)
+    print(alone)
+    assert alone["stale"] == 0
+    assert alone["reads"] > 50
 
 
 def stress(naive: bool, nodes: list[RunningNode], path: Path, seconds: float) -> dict[str, int]:

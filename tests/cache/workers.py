@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,122 @@ def doomed(addresses: list[str], loading: Any, loads: Any) -> None:
         return name
 
     load("hot")
+
+
+def refresher(addresses: list[str], loading: Any, loads: Any) -> None:
+    """Win an early refresh and never come back."""
+    cache = Cache("herd", ttl=60, client=Client(addresses, timeout=PATIENT, connect_timeout=PATIENT))
+
+    @cache.loader("row:{name}", stale_while_revalidate=60)
+    def load(name: str) -> str:
+        bump(loads)
+        loading.set()
+        time.sleep(600)
+        return name
+
+    assert load("hot") == "old"
+    time.sleep(600)
+
+
+def reader(addresses: list[str], callers: int, go: Any, ready: Any, loads: Any, answers: Any, seconds: float) -> None:
+    """Know how long loads take, then read the stale value whose refresher was killed until there is a new one."""
+    cache = Cache("herd", ttl=60, client=Client(addresses, timeout=PATIENT, connect_timeout=PATIENT))
+
+    @cache.loader("row:{name}", stale_while_revalidate=60)
+    def load(name: str) -> str:
+        if name == "hot":
+            bump(loads)
+        time.sleep(seconds)
+        return name
+
+    load(f"warm {id(cache)} {random.random()}")
+    ready.release()
+    assert go.wait(60)
+
+    def ask() -> None:
+        deadline = time.monotonic() + 30
+        while (value := load("hot")) != "hot":
+            assert value == "old"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        bump(answers)
+
+    in_threads(*[ask] * callers)
+
+
+@dataclass
+class Profile:
+    """What the older version of a program caches."""
+
+    id: int
+    version: int
+
+
+@dataclass
+class LongProfile:
+    """What the newer one does: one field more, and one less."""
+
+    id: int
+    version: int
+    email: str
+
+
+def deployed(kind: str, addresses: list[str], gate: Any, seconds: float, current: Any, tally: dict[str, Any]) -> None:
+    """One version of a program: read profiles, and change those of which it is the only writer.
+
+    :param kind: "older" or "newer"
+    :param current: for each profile, the version whose commit, with its invalidation, has returned
+    """
+    client = Client(addresses, timeout=PATIENT, connect_timeout=PATIENT)
+    cache = Cache("deploy", ttl=60, client=client)
+    number = int(kind == "newer")
+    ids = range(len(current["committed"]))
+
+    def row(id: int) -> int:
+        version: int = current["rows"][id]
+        time.sleep(random.random() * 0.002)  # an answer takes its time on the way back
+        return version
+
+    if kind == "older":
+
+        @cache.loader("profile:{id}")
+        def load(id: int) -> Profile:
+            return Profile(id, row(id))
+
+    else:
+
+        @cache.loader("profile:{id}")
+        def load(id: int) -> LongProfile:
+            return LongProfile(id, row(id), "someone@example.org")
+
+    def read() -> None:
+        reads = stale = 0
+        while time.time() < deadline:
+            id = random.choice(ids)
+            floor = current["committed"][id]
+            found = load(id)
+            assert type(found) is (LongProfile if number else Profile)
+            reads += 1
+            stale += found.version < floor
+        bump(tally["reads"], reads)
+        bump(tally["stale"], stale)
+
+    def write() -> None:
+        mine = [id for id in ids if id % 2 == number]
+        while time.time() < deadline:
+            id = random.choice(mine)
+            version = current["rows"][id] + 1
+            current["rows"][id] = version
+            load.invalidate(id)
+            current["committed"][id] = version
+            time.sleep(random.random() * 0.01)
+
+    gate.wait(60)
+    deadline = time.time() + seconds
+    in_threads(read, read, write)
+    seen = client.statistics().namespaces["deploy"]
+    bump(tally["hits"], seen.hits)
+    bump(tally["undecodable"], seen.undecodable)
 
 
 class Naive:
