@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
@@ -30,11 +30,12 @@ from kvcluster.errors import DeleteFailed, IllegalKey, KvclusterError
 from kvcluster.plan import Invalidation
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.ext.asyncio import async_sessionmaker
 
     from kvcluster.aio import AsyncClient
     from kvcluster.cache import Cache
-    from kvcluster.cache.outbox import Written
+    from kvcluster.cache.outbox import Outbox
 
 log = logging.getLogger("kvcluster")
 
@@ -50,13 +51,13 @@ class _Pending:
         self.rows: dict[tuple[RepositoryBase[Any], Any], None] = {}
         self.committing = False
         self.committed = False
-        self.recorded = 0  # rows that are in the outbox, the first ones
-        self.written: list[Written] = []
+        self.models: set[type[Any]] = set()  # whose transactions will write into the outbox
+        self.written: list[tuple[Engine, tuple[int, ...]]] = []  # into the outbox
 
-    def wires(self, since: int = 0) -> list[bytes]:
+    def wires(self) -> list[bytes]:
         """The rows' keys, without repetition: repositories of one model share them. One that cannot be is left out."""
         wires: dict[bytes, None] = {}
-        for repository, id in islice(self.rows, since, None):
+        for repository, id in self.rows:
             try:
                 wires.update(dict.fromkeys(repository.wires(id)))
             except IllegalKey as error:
@@ -77,6 +78,7 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
         for repository in cache.repositories.get(type(instance), ()):
             pending = session.info.setdefault(slot, _Pending())
             pending.rows.update(((repository, id), None) for id in repository.identifiers_of(instance))
+            enlist(session, pending, type(instance))
 
     def after_flush(session: Session, context: object) -> None:
         for instance in (*session.new, *session.dirty):
@@ -85,20 +87,17 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
     def before_commit(session: Session) -> None:
         if session.get_nested_transaction() is None:
             session.info.setdefault(slot, _Pending()).committing = True  # before the last flush, which adds keys
-            if cache.outbox is not None:
-                session.flush()
-                record(session)
 
-    def record(session: Session, context: object = None) -> None:
-        """Write down, in the transaction, what it changed. Once the commit has begun; a flush after that is another listener's."""
-        pending = session.info.get(slot)
-        if cache.outbox is None or pending is None or not pending.committing or pending.recorded == len(pending.rows):
-            return
-        if cache.connected:  # else the keys are not known, which is logged afterwards
-            models = [repository.model for repository, _ in islice(pending.rows, pending.recorded, None)]
-            invalidation = Invalidation(tuple(pending.wires(pending.recorded)))
-            pending.written += cache.outbox.record(session, models, invalidation)
-        pending.recorded = len(pending.rows)
+    def enlist(session: Session, pending: _Pending, model: type[Any]) -> None:
+        """Let the transaction that changes these rows write down what it changed. While it does: a session may read elsewhere."""
+        if cache.outbox is not None and model not in pending.models:
+            pending.models.add(model)
+            connection = session.connection(bind_arguments={"mapper": model})
+            cache.outbox.attach(connection, pending, partial(record, cache.outbox, pending))
+
+    def record(outbox: Outbox, pending: _Pending, connection: Connection) -> None:
+        if cache.connected and (wires := pending.wires()):  # else the keys are not known, which is logged afterwards
+            pending.written.append((connection.engine, outbox.write(connection, Invalidation(tuple(wires)))))
 
     def after_commit(session: Session) -> None:
         """In a task: a cancellation while the session gives its connection back keeps ``after_transaction_end`` from coming."""
@@ -114,7 +113,7 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
             return
         pending = session.info.pop(slot, None)
         deleting = session.info.pop(slot_of_task, None)
-        if pending is not None and pending.committing and pending.rows:
+        if pending is not None and (pending.committing or pending.committed) and pending.rows:
             if is_async:
                 deleting = delete_async(pending)
             else:
@@ -157,11 +156,10 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
     def acknowledge(pending: _Pending) -> None:
         """A commit that raised may be carried out yet, after what it changed was deleted: its row is left to the worker."""
         if cache.outbox is not None and pending.committed:
-            for written in pending.written:
-                cache.outbox.done(*written)
+            for engine, ids in pending.written:
+                cache.outbox.done(engine, ids)
 
     event.listen(target, "after_flush", after_flush)
-    event.listen(target, "after_flush_postexec", record)
     event.listen(target, "persistent_to_deleted", note)  # orphans too, which are in no list of the session
     event.listen(target, "before_commit", before_commit)
     event.listen(target, "after_commit", after_commit)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -42,6 +42,7 @@ try:
         Table,
         bindparam,
         delete,
+        event,
         func,
         insert,
         inspect,
@@ -55,7 +56,6 @@ except ImportError:
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
-    from sqlalchemy.orm import Session
 
 log = logging.getLogger("kvcluster")
 
@@ -191,13 +191,6 @@ class OutboxStatistics:
     left: int
 
 
-class Written(NamedTuple):
-    """Rows that a session wrote: what with, for `Outbox.done`, and their ids."""
-
-    engine: Engine
-    ids: tuple[int, ...]
-
-
 class Outbox:
     """A table of invalidations in the database whose changes they belong to. Made by `Cache.create_outbox` and `Cache.use_outbox`.
 
@@ -212,6 +205,9 @@ class Outbox:
         self.deletion = delete(self.table).where(self.table.c.id == bindparam("row"))
         self._delay = delay
         self._tasks: dict[asyncio.AbstractEventLoop, tuple[asyncio.Task[None], asyncio.Event]] = {}
+        self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()  # listened to
+        self._attached: weakref.WeakKeyDictionary[Connection, dict[object, Callable[[Connection], None]]]
+        self._attached = weakref.WeakKeyDictionary()
         fork.renewed(self)
         _outboxes.add(self)
 
@@ -283,24 +279,21 @@ class Outbox:
         self._written += len(ids)
         return tuple(ids)
 
-    def record(self, session: Session, models: Iterable[type[Any]], invalidation: Invalidation) -> list[Written]:
-        """As `write`, in the transaction that a session changed these mapped classes in; in several where it spans databases.
+    def attach(self, connection: Connection, name: object, write: Callable[[Connection], None]) -> None:
+        """Call ``write`` when the transaction of a connection is about to be committed, after the last flush of any session.
 
-        :returns: what is to be acknowledged once the session has committed. Where it was given a connection, that may be committed
-            later or never, and the row is left to the worker
+        :param name: a second call by this name, for the same transaction, replaces the first
         """
-        engines: set[Engine] = set()
-        written = []
-        for model in dict.fromkeys(models):
-            bind = session.get_bind(model)
-            if bind.engine in engines:
-                continue
-            engines.add(bind.engine)
-            connection = session.connection(bind_arguments={"mapper": model})
-            ids = self.write(connection, invalidation)
-            if isinstance(bind, Engine):
-                written.append(Written(bind, ids))
-        return written
+        engine = connection.engine
+        if engine not in self._engines:
+            self._engines.add(engine)
+            event.listen(engine, "commit", self._committing)
+            event.listen(engine, "prepare_twophase", self._committing)
+        self._attached.setdefault(connection, {})[name] = write
+
+    def _committing(self, connection: Connection, xid: object = None) -> None:
+        for write in self._attached.pop(connection, {}).values():
+            write(connection)
 
     def done(self, engine: Engine, ids: Iterable[int]) -> None:
         """Acknowledge rows of committed transactions whose invalidation has reached all nodes. Never waits, never raises.

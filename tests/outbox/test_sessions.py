@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -131,6 +132,43 @@ def test_a_transaction_that_only_reads_writes_nothing(users: Repository[User], s
     assert outbox.statistics().written == 0
 
 
+@pytest.mark.parametrize("end", ["session.commit()", "the context manager"])
+def test_a_savepoint_that_is_still_open(
+    users: Repository[User], cache: Cache, engine: Engine, sessions: Sessions, outbox: Outbox, end: str
+) -> None:
+    seen = Seen(cache, engine)
+    with sessions() as session, session.begin() if end == "the context manager" else nullcontext():
+        session.get_one(User, 1).name = "changed"
+        session.begin_nested()
+        session.get_one(User, 2).name = "changed"
+        if end == "session.commit()":
+            session.commit()
+    assert seen.rows == [[{b"shop:User:1", b"shop:User:2"}]]
+
+
+def test_a_session_that_reads_elsewhere(
+    users: Repository[User], cache: Cache, engine: Engine, outbox: Outbox, database: Database
+) -> None:
+    """A replica has the rows, but cannot be written to."""
+    replica = database.engine()
+
+    class Routing(Session):
+        def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+            return engine if self._flushing else replica
+
+    @event.listens_for(replica, "before_cursor_execute")
+    def _(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        assert statement.startswith("SELECT")
+
+    sessions = sessionmaker(class_=Routing)
+    cache.bind(sessions)
+    seen = Seen(cache, engine)
+    with sessions.begin() as session:
+        session.get_one(User, 1).name = "changed"
+    assert seen.rows == [[{b"shop:User:1"}]]
+    replica.dispose()
+
+
 def test_savepoints_write_once_at_the_end(
     users: Repository[User], cache: Cache, engine: Engine, sessions: Sessions, outbox: Outbox
 ) -> None:
@@ -154,7 +192,7 @@ def test_what_another_listener_changes_in_the_last_moment(
 
     with sessions.begin() as session:
         session.get_one(User, 1).name = "changed"
-    assert seen.rows == [[{b"shop:User:1"}, {b"shop:User:2"}]]
+    assert seen.rows == [[{b"shop:User:1", b"shop:User:2"}]]
 
 
 def test_a_commit_that_fails_acknowledges_nothing(
