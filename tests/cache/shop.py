@@ -7,14 +7,14 @@ import decimal
 import enum
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import JSON, Engine, ForeignKey, LargeBinary, Numeric, create_engine, event
+from sqlalchemy import JSON, Engine, ForeignKey, LargeBinary, Numeric, String, create_engine, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, relationship
 
 
 class Base(DeclarativeBase):
-    pass
+    type_annotation_map: ClassVar[dict[Any, Any]] = {str: String(200)}  # MariaDB wants a length
 
 
 class Colour(enum.Enum):

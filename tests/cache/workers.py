@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from kvcluster import Cache, Client
-from tests.cache.shop import User, engine_of
+from tests.cache.shop import User
+from tests.databases import Database
 
 PATIENT = 20.0
 
@@ -213,6 +214,28 @@ def deployed(kind: str, addresses: list[str], gate: Any, seconds: float, current
     bump(tally["undecodable"], seen.undecodable)
 
 
+@dataclass
+class Soak:
+    """What the processes of a search for old values share.
+
+    :ivar current: for each user, the version whose commit, with its invalidation, has returned
+    :ivar reads: how many checked reads are enough
+    :ivar seconds: from the first call of `over` in each process; how long is enough, whatever was read
+    """
+
+    current: Any
+    tally: dict[str, Any]
+    reads: float = math.inf
+    seconds: float = math.inf
+    deadline: float | None = None
+
+    def over(self) -> bool:
+        """Whether it was enough."""
+        if self.deadline is None:
+            self.deadline = time.monotonic() + self.seconds
+        return time.monotonic() > self.deadline or self.tally["reads"].value >= self.reads
+
+
 class Naive:
     """What people write: get, else load and set; commit, then delete."""
 
@@ -235,45 +258,65 @@ class Naive:
         self._client.delete(f"user:{id}")
 
 
-def shop(
-    number: int, processes: int, naive: bool, addresses: list[str], path: Path, deadline: float, current: Any, tally: dict[str, Any]
-) -> None:
-    """Two threads that read, and one that writes the rows of which it is the only writer.
-
-    :param current: for each user, the version whose commit, with its invalidation, has returned
-    """
-    engine = engine_of(path)
+def shop(number: int, processes: int, naive: bool, addresses: list[str], database: Database, soak: Soak) -> None:
+    """Two threads that read, one that reads inside open transactions, and one that writes rows of which it is the only writer."""
+    engine = database.engine()
     sessions = sessionmaker(engine)
     client = Client(addresses, timeout=PATIENT, connect_timeout=PATIENT)
+    current = soak.current
     users: Any
+    outbox: Any = None
     if naive:
         users = Naive(client, sessions)
     else:
         cache = Cache("stress", ttl="10m", client=client)
+        cache.use_outbox()
+        outbox = cache.outbox
         cache.bind(sessions)
         users = cache.repository(User, sessions)
-    ids = range(len(current))
+    ids = range(1, len(current))
 
     @event.listens_for(engine, "after_cursor_execute")
     def _(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
         if statement.startswith("SELECT"):
             time.sleep(random.random() * 0.004)  # an answer takes its time on the way back
 
+    def tally(reads: int, stale: int) -> None:
+        bump(soak.tally["reads"], reads)
+        bump(soak.tally["stale"], stale)
+
     def read() -> None:
         reads = stale = 0
-        while time.time() < deadline:
+        while not soak.over():
             page = random.sample(ids, 3) if random.random() < 0.3 else [random.choice(ids)]
             floors = [current[id] for id in page]
             found = users.list(page) if len(page) > 1 else [users.get(page[0])]
             reads += len(page)
             stale += sum(int(user.name) < floor for user, floor in zip(found, floors, strict=True))
-        bump(tally["reads"], reads)
-        bump(tally["stale"], stale)
+            if reads >= 100:
+                tally(reads, stale)
+                reads = stale = 0
+        tally(reads, stale)
+
+    def read_inside() -> None:
+        """What such a session reads is as old as its transaction, and must not be stored; what is read beside it is not older."""
+        while not soak.over():
+            reads = stale = 0
+            began = list(current)
+            with sessions() as session:
+                for id in random.sample(ids, 4):
+                    reads += 1
+                    user = session.get_one(User, id) if naive else users.get(id, session=session)
+                    stale += int(user.name) < began[id]
+                    floor = current[id]
+                    reads += 1
+                    stale += int(users.get(id).name) < floor
+                    time.sleep(random.random() * 0.004)
+            tally(reads, stale)
 
     def write() -> None:
-        writes = 0
         mine = [id for id in ids if id % processes == number]
-        while time.time() < deadline:
+        while not soak.over():
             id = random.choice(mine)
             version = current[id] + 1
             with sessions.begin() as session:
@@ -281,12 +324,12 @@ def shop(
             if naive:
                 users.forget(id)
             current[id] = version
-            writes += 1
+            bump(soak.tally["writes"])
             time.sleep(random.random() * 0.01)
-        bump(tally["writes"], writes)
 
-    in_threads(read, read, write)
-    bump(tally["hits"], client.statistics().total.hits)
-    bump(tally["unstored"], client.statistics().total.unstored)
+    in_threads(read, read, read_inside, write)
+    assert outbox is None or outbox.flush(PATIENT)
+    bump(soak.tally["hits"], client.statistics().total.hits)
+    bump(soak.tally["unstored"], client.statistics().total.unstored)
     client.close()
     engine.dispose()

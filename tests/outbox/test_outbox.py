@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.pool import NullPool
 
-from kvcluster.cache.outbox import KEYS_PER_ROW, Lag, Message, Outbox, Unreadable, named, quiet, table_of
+from kvcluster.cache.outbox import KEYS_PER_ROW, Lag, Message, Outbox, Unreadable, named, quiet
 from kvcluster.errors import ConfigurationError
 from kvcluster.protocol.requests import BinaryKey
 from tests.databases import Database
@@ -311,6 +316,24 @@ def test_what_is_done_is_acknowledged_at_exit(database: Database, engine: Engine
     assert count(engine, outbox) == 0
 
 
-def test_the_migration_in_the_documentation_makes_this_table() -> None:
-    columns = {column.name: (str(column.type), column.nullable) for column in table_of().columns}
-    assert columns == {"id": ("BIGINT", False), "created_at": ("BIGINT", False), "payload": ("BLOB", False)}
+def test_the_migration_in_the_documentation_makes_this_table(engine: Engine) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "outbox.md").read_text()
+    (migration,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    script: dict[str, Any] = {}
+    exec(migration, script)
+
+    def columns(connection: Connection) -> list[tuple[str, str, bool]]:
+        found = inspect(connection).get_columns("kvcluster_outbox")
+        return [(column["name"], repr(column["type"]), column["nullable"]) for column in found]
+
+    with engine.begin() as connection, Operations.context(MigrationContext.configure(connection)):
+        script["upgrade"]()
+        migrated = columns(connection)
+        Outbox().check(connection)
+        script["downgrade"]()
+        Outbox().create(connection)
+        assert columns(connection) == migrated
+    (first,) = write(engine, Outbox(), b"a")
+    with engine.begin() as connection:
+        connection.execute(Outbox().deletion, named([first]))
+    assert write(engine, Outbox(), b"b") > (first,)
