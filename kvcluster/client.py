@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from kvcluster.cluster import Cluster, FollowingCluster
 from kvcluster.errors import KvclusterError
+from kvcluster.following.epochs import WatchFetch
 from kvcluster.following.plans import Refetch
 from kvcluster.plan import Plan
 from kvcluster.planner import Key
@@ -315,4 +316,12 @@ class FollowingClient(FollowingCluster[Endpoint], Client):
 
         :raises IllegalKey: for a key that cannot be used
         """
-        return self.run(self._planner.get_many((key,))).get(key, default)
+        planner, follower = self._planner, self._follower
+        wire = wire_key(key, planner.prefix, planner.strict_keys)
+        if type(wire) is bytes and not follower.due and planner.reads_once:
+            values: dict[Key, Any] = {}
+            fetch = WatchFetch((wire,), (key,), planner.codec.decode, values)
+            failure = self._endpoints[planner.address(wire)].exchange(fetch, planner.namespace)
+            if failure is None and fetch.epoch == planner.epoch and not fetch.doubtful:
+                return values.get(key, default)
+        return self.run(planner.get_many((key,))).get(key, default)

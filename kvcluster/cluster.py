@@ -204,18 +204,23 @@ class Cluster(Generic[E]):
         endpoints = list(self._endpoints.values())
         return f"<{type(self).__name__} of {len(self._topology.nodes)} nodes, {self._topology.placement}: {endpoints}>"
 
+    @property
+    def _members(self) -> Iterable[Node]:
+        """The nodes in use."""
+        return self._topology.nodes
+
     def _add_endpoints(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
             if node.address not in self._endpoints:
                 self._endpoints[node.address] = self._endpoint(node)
 
     def _flush_all(self, delay: int, noreply: bool) -> bool:
-        done = [self._administer(node, lambda admin: admin.flush_all(delay, noreply)) for node in self._topology.nodes]
+        done = [self._administer(node, lambda admin: admin.flush_all(delay, noreply)) for node in self._members]
         return all(done)
 
     def _stats(self, *args: str) -> dict[str, dict[str, Any]]:
         found = {}
-        for node in self._topology.nodes:
+        for node in self._members:
             try:
                 raw = self._administer(node, lambda admin: admin.stats(*args))
             except KvclusterError:
@@ -224,7 +229,7 @@ class Cluster(Generic[E]):
         return found
 
     def _version(self) -> dict[str, str]:
-        return {node.address: _text(self._administer(node, lambda admin: admin.version())) for node in self._topology.nodes}
+        return {node.address: _text(self._administer(node, lambda admin: admin.version())) for node in self._members}
 
     def _administer(self, node: Node, action: Any) -> Any:
         server: Any = node.socket_path or (node.host, node.port)
@@ -265,6 +270,11 @@ class FollowingCluster(Cluster[E]):
     def document(self) -> Document:
         """What the source said last."""
         return self._follower.document
+
+    @property
+    def _members(self) -> Iterable[Node]:
+        """The nodes in use, old and new ones."""
+        return self._follower.document.members
 
     def set_nodes(self, nodes: Iterable[NodeSpec]) -> float:
         """Refused: the nodes are the source's.

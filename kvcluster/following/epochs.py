@@ -6,8 +6,8 @@ commands have one more at their end, a classic read one more key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, cast
 
 from kvcluster.plan import Failures, Plan, Then
 from kvcluster.protocol import requests
@@ -81,11 +81,19 @@ class WatchFetch(Fetch):
 
     __slots__ = ("epoch", "name")
 
-    def __init__(self, inner: Fetch) -> None:
+    epoch: int | None
+
+    def __init__(
+        self,
+        wires: Sequence[bytes],
+        names: Sequence[Any],
+        decode: Callable[[bytes, int], object],
+        values: dict[Any, Any],
+        tokens: bool = False,
+    ) -> None:
         self.name = object()  # the values of several nodes are filed in one place
-        wires, names = [*inner.wires, EPOCH_KEY], [*inner.names, self.name]
-        super().__init__(wires, names, inner.decode, inner.values, inner.tokens)
-        self.epoch: int | None = None
+        self.epoch = None
+        super().__init__((*wires, EPOCH_KEY), (*names, self.name), decode, values, tokens)
 
     def settle(self, counters: Counters) -> None:
         """Count what came; the epoch is none of the caller's keys."""
@@ -106,7 +114,7 @@ class WatchFetch(Fetch):
 def watch(request: Request) -> Watch | WatchFetch:
     """The same request, and a look at the epoch after it."""
     if isinstance(request, Fetch):
-        return WatchFetch(request)
+        return WatchFetch(request.wires, request.names, request.decode, request.values, request.tokens)
     return WatchDeletes(request) if isinstance(request, Deletes) else Watch(request)
 
 

@@ -71,6 +71,11 @@ class FollowingPlanner(Planner):
             return {self.address(wire)}
         return {self.address(wire), self.other.nodes[self.other.index(wire)].address}
 
+    @property
+    def reads_once(self) -> bool:
+        """Whether a read asks one owner only."""
+        return self.other is None or len(phases.steps(self.phase, "read")) == 1
+
     def moves(self, wire: bytes) -> bool:
         """Whether a key's old owner and its new one differ."""
         return len(self.owners(wire)) == 2
@@ -135,13 +140,13 @@ class FollowingPlanner(Planner):
         if self.other is not None:
             at(self)  # what is wrong with the arguments is said before anything is sent
         if mode == b"S" and cas is None:
-            return self._watch(lambda planner: planner._set(wire, at), (wire,))
+            return self._watch(lambda planner: _said(planner._set(wire, at), noreply, True), (wire,))
         if cas is None:
             return self._change(wire, at)
         number, epoch, address = _parts(cas)
         if (epoch, address) != (self.epoch, self.address(wire)):
             return Then(self.namespace, {}, False)
-        return self._change(wire, lambda planner: at(planner, number), (epoch, address))
+        return self._change(wire, lambda planner: _said(at(planner, number), noreply, True), (epoch, address))
 
     def _set(self, wire: bytes, at: Callable[[Planner], Plan[bool | None]]) -> Plan[bool | None]:
         if not self.moves(wire):
@@ -221,7 +226,7 @@ class FollowingPlanner(Planner):
 
     def touch(self, key: Key, expire: float, noreply: bool) -> Plan[bool]:
         """See `Planner.touch`. The answer is awaited also with ``noreply``."""
-        return self._watch(lambda planner: planner._touch(key, expire))
+        return self._watch(lambda planner: _said(planner._touch(key, expire), noreply, True))
 
     def _touch(self, key: Key, expire: float) -> Plan[bool]:
         if not self.moves(self.wire(key)):
@@ -233,7 +238,8 @@ class FollowingPlanner(Planner):
 
     def count(self, mode: bytes, key: Key, delta: int, noreply: bool) -> Plan[int | None]:
         """See `Planner.count`. The answer is awaited also with ``noreply``."""
-        return self._change(self.wire(key), lambda planner: Planner.count(planner, mode, key, delta, False))
+        wire = self.wire(key)
+        return self._change(wire, lambda planner: _said(Planner.count(planner, mode, key, delta, False), noreply, None))
 
     def _change(self, wire: bytes, at: Callable[[Planner], Plan[T]], token: tuple[int, str] | None = None) -> Plan[T]:
         """A command that nobody may repeat: first it is made sure that the epoch is still this one.
@@ -308,6 +314,11 @@ class FollowingPlanner(Planner):
         source = self.at("O").address(wire)
         reading = Commands(requests.meta_get(wire, b"v f t c"), 1)
         return Chain(Asked(self.namespace, address, asking), reserved)
+
+
+def _said(plan: Plan[T], noreply: bool, result: T) -> Plan[T]:
+    """A plan with the result that a caller gets who did not want to wait for it."""
+    return Chain(plan, lambda _: result) if noreply else plan
 
 
 def _both(first: Plan[dict[Any, bool]], second: Plan[dict[Any, bool]]) -> Plan[dict[Any, bool]]:
