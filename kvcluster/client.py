@@ -317,8 +317,8 @@ class FollowingClient(FollowingCluster[Endpoint], Client):
         :raises IllegalKey: for a key that cannot be used
         """
         planner, follower = self._planner, self._follower
-        wire = wire_key(key, planner.prefix, planner.strict_keys)
-        if type(wire) is bytes and not follower.due and planner.reads_once:
+        wire = plain_key(key, planner.prefix)
+        if wire is not None and not follower.due and planner.reads_once:
             values: dict[Key, Any] = {}
             fetch = WatchFetch((wire,), (key,), planner.codec.decode, values)
             failure = self._endpoints[planner.address(wire)].exchange(fetch, planner.namespace)
