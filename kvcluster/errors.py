@@ -72,6 +72,27 @@ class SourceUnavailable(KvclusterError, OSError):
     """The file or table that holds a cluster's topology cannot be read or written now."""
 
 
+class ResizeRefused(KvclusterError):
+    """A resize cannot begin or go on, and has changed nothing: the message says what to do first."""
+
+
+class ResizeLocked(ResizeRefused):
+    """Another coordinator is at work on the cluster.
+
+    :param owner: who it is
+    :param until: when its lock ends unless it is renewed, in seconds since 1970
+    """
+
+    def __init__(self, owner: str, until: float) -> None:
+        super().__init__(f"{owner} is resizing this cluster; if it has died, its lock ends by itself at {until:.0f}")
+        self.owner = owner
+        self.until = until
+
+
+class ResizeStopped(KvclusterError):
+    """A resize stopped on its way. The cluster serves as it is, and the resize can be continued: the message says when."""
+
+
 class NodeError(KvclusterError, MemcacheServerError):
     """A node answered, and the answer is an error.
 

@@ -1,0 +1,224 @@
+"""Resizing a cluster while it serves: the phases, one after the other, and what is done in each.
+
+    old      take the lock; the new nodes must be empty
+    prepare  copy the stamps to the new nodes
+    migrate  copy the keys that move, and compare a sample of them
+    drain    nothing: readers of the old owners come to an end
+    new      delete at the old owners what they no longer own
+    old      give the lock back
+
+Each phase begins with a document of the next epoch in the source, then the epoch on every node, old and new. That is a barrier: a
+client learns of the epoch from the answer to whatever it does next, so once all nodes have it, nobody works by a phase further back
+than the one before.
+
+A coordinator may die at any moment. The document says which phase the cluster is in, and whoever continues makes all nodes know it,
+takes the lock by writing the next epoch, and does the work of the phase again: copying is idempotent, and so is everything else. A
+coordinator that was thought dead and is not finds its lock lost. What it has on the way is harmless, because it is stored against
+reservations at the new owner, which every writer removes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, Self
+
+from kvcluster.errors import NetworkError, ResizeRefused
+from kvcluster.rebalance import planning
+from kvcluster.rebalance.change import change
+from kvcluster.rebalance.copying import copy_all, copy_stamps, sweep
+from kvcluster.rebalance.epochs import raise_epoch
+from kvcluster.rebalance.journal import Journal
+from kvcluster.rebalance.lock import Lock
+from kvcluster.rebalance.reports import Plan, Progress, Report
+from kvcluster.rebalance.running import Run, Settings, Stopping, Times
+from kvcluster.sources import TopologySource
+from kvcluster.topology import Document, NodeSpec, Topology, as_node
+
+LOOKS: Final = 3  # at the source, after which a client has noticed a new document there
+
+
+class Rebalance:
+    """The resize of one cluster. One thread at a time may use it; only `stop` may come from any other.
+
+    The same call continues a resize to the same nodes that was stopped or has crashed; `resume` does so without naming them.
+
+    :param source: where the cluster's document is
+    :param wanted: the nodes as they are to be, or their topology; None for those of the resize that is under way
+    :param settings: how it is done
+    :param times: where time comes from
+    :raises ConfigurationError: for nodes that cannot be used
+    """
+
+    def __init__(
+        self,
+        source: TopologySource,
+        wanted: Topology | Iterable[NodeSpec] | None,
+        settings: Settings | None = None,
+        times: Times | None = None,
+    ) -> None:
+        self.source = source
+        self.settings = settings or Settings()
+        self.owner = self.settings.owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._wanted = wanted if wanted is None or isinstance(wanted, Topology) else tuple(as_node(node) for node in wanted)
+        self._times = times or Times()
+        self._stopped = False
+
+    @classmethod
+    def resume(cls, source: TopologySource, settings: Settings | None = None, times: Times | None = None) -> Self:
+        """To continue the resize that is under way, whichever it is.
+
+        :raises ResizeRefused: where there is none
+        """
+        document = source.read()
+        if document.phase == "old":
+            raise ResizeRefused(f"{source!r}: no resize is under way (epoch {document.epoch})")
+        return cls(source, None, settings, times)
+
+    def stop(self) -> None:
+        """Make `run` stop at the next point from which it can be continued, and return its report. For any thread, and for the
+        handler of a signal."""
+        self._stopped = True
+
+    def plan(self) -> Plan:
+        """What `run` would do, by dumps of the nodes that lose keys. Changes nothing.
+
+        :raises ConfigurationError: where the wanted nodes are the present ones, or cannot take their place
+        :raises SourceUnavailable: where the source cannot be read
+        :raises ResizeRefused: where a resize is under way
+        """
+        document = self.source.read()
+        if document.phase != "old":
+            raise ResizeRefused(f"{self.source!r}: a resize is under way, in phase {document.phase}: continue it first")
+        return planning.plan(self.source, document, self._topology(document), self.settings, self._times)
+
+    def verify(self) -> Report:
+        """Compare a sample of keys on both sides of a resize that is under way, or count what nodes hold without owning it.
+
+        :raises SourceUnavailable: where the source cannot be read
+        :raises NetworkError: where a node fails
+        """
+        document = self.source.read()
+        return planning.verify(document, self.settings, self._times)
+
+    def run(self, progress: Callable[[Progress], None] | None = None) -> Report:
+        """Resize the cluster, or continue to.
+
+        :param progress: called a few times a second
+        :return: what was done; ``.finished`` is False where `stop` ended it early
+        :raises ConfigurationError: where the wanted nodes are the present ones, or cannot take their place
+        :raises ResizeRefused: where it cannot begin: a new node is not empty, a node does not answer, a client does not follow
+        :raises ResizeLocked: where another coordinator is at work
+        :raises ResizeStopped: where it cannot go on; it can be continued later, as after any other error
+        :raises SourceUnavailable: where the source cannot be read or written
+        """
+        document = self.source.read()
+        resumed = document.phase != "old"
+        wanted = self._topology(document)
+        found = change(document.former or document.topology, wanted)
+        lock = Lock(self.source, document, self.owner, self.settings.lease, self._times.clock)
+        run = Run(
+            self.settings,
+            self._times,
+            found,
+            lock,
+            Journal(self.settings.journal or _beside(self.source)),
+            progress,
+            lambda: self._stopped,
+        )
+        lock.require_free()
+        try:
+            if resumed:
+                _barrier(run, self.source)  # finish what the one before may have left undone
+            else:
+                planning.require_ready(self.source, document, run)
+            before = document.epoch
+            lock.take()
+            self._go(run, wanted, before)
+        except Stopping:
+            run.tally.notes.append(f"stopped in phase {lock.document.phase}: run it again to continue")
+        finally:
+            run.lanes.close()
+            run.journal.close()
+            if lock.held:
+                lock.release()
+        return run.report()
+
+    def _go(self, run: Run, wanted: Topology, before: int) -> None:
+        """From the phase of the document to the end.
+
+        :param before: the epoch of the document as it was found
+        """
+        lock, source = run.lock, self.source
+        _barrier(run, source)
+        if lock.document.phase == "old":
+            planning.require_empty(run)
+            self._enter(run, phase="prepare", nodes=wanted.nodes, previous=lock.document.nodes)
+        if lock.document.phase == "prepare":
+            copy_stamps(run)
+            before = lock.document.epoch + 1
+            self._enter(run, phase="migrate")
+        if lock.document.phase == "migrate":
+            copy_all(run, before)
+            self._enter(run, phase="drain")
+        if lock.document.phase == "drain":
+            self._enter(run, phase="new")
+        if lock.document.phase == "new":
+            sweep(run)
+            run.journal.remove()
+            self._enter(run, phase="old", previous=(), owner="", lease_until=0.0)
+
+    def _enter(self, run: Run, **changes: object) -> None:
+        """Begin a phase."""
+        run.tick()
+        run.lock.step(**changes)
+        _barrier(run, self.source)
+
+    def _topology(self, document: Document) -> Topology:
+        """What is wanted, with the placement of the document where only nodes were given.
+
+        :raises ResizeRefused: where another resize is under way, or none is and none was named
+        """
+        if document.phase == "old":
+            if self._wanted is None:
+                raise ResizeRefused(f"{self.source!r}: no resize is under way (epoch {document.epoch})")
+            if isinstance(self._wanted, Topology):
+                return self._wanted
+            return Topology(self._wanted, document.placement, document.slots)
+        wanted = self._wanted.nodes if isinstance(self._wanted, Topology) else self._wanted
+        if wanted is not None and set(wanted) != set(document.nodes):
+            nodes = ", ".join(str(node) for node in document.nodes)
+            raise ResizeRefused(
+                f"{self.source!r}: a resize to {nodes} is under way, in phase {document.phase}: continue that first"
+            )
+        return document.topology
+
+
+def _barrier(run: Run, source: TopologySource) -> None:
+    """Make every node know the epoch of the document.
+
+    :raises ResizeStopped: where a node that stays does not acknowledge it
+    """
+    epoch = run.lock.document.epoch
+    run.doing(f"epoch {epoch}, phase {run.lock.document.phase}: waiting for every node to acknowledge it")
+    for node in run.change.members:
+        while node.address not in run.dead:
+            try:
+                known = raise_epoch(run.lanes(node.address), epoch)
+            except NetworkError as error:
+                run.await_node(error)
+                continue
+            if known > epoch and run.lock.held:
+                run.lock.renew(always=True)
+            break
+    if run.dead:
+        # What leads clients on from a node that is dead to this process, and perhaps not to them, is the source alone.
+        run.wait(LOOKS * source.patience)
+
+
+def _beside(source: TopologySource) -> Path | None:
+    path = getattr(source, "path", None)
+    return Path(f"{path}.journal") if path is not None else None

@@ -1,0 +1,283 @@
+"""One run of a coordinator: what its steps share, and what happens between any two moments of them.
+
+`Run.tick` is that: it keeps the lock, reports progress, and ends the run where somebody asked for it. Steps call it wherever they
+could stop and be continued.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from kvcluster.errors import ConfigurationError, KvclusterError, NetworkError, ResizeStopped
+from kvcluster.rebalance.change import Change
+from kvcluster.rebalance.journal import Journal
+from kvcluster.rebalance.lanes import Lanes, figures
+from kvcluster.rebalance.lock import Lock
+from kvcluster.rebalance.pace import Pace
+from kvcluster.rebalance.reports import Progress, Report, Sample
+from kvcluster.topology import Node
+
+REPORTED_EVERY: Final = 0.2  # seconds
+RETRIED_EVERY: Final = 0.2  # seconds
+ASKED_EVERY: Final = 2.0  # seconds between two looks at the nodes' hits
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a resize is done.
+
+    :ivar rate: keys copied a second, at most
+    :ivar bytes_rate: bytes copied a second, at most
+    :ivar flush_new: empty new nodes that are not empty, instead of refusing them
+    :ivar fill: part of a target's memory, 0 to 1, that copying may fill. A target that is full already gives up to the keys it
+        gains the part of its memory that is their share of its slots
+    :ivar longest_ttl: seconds that keys are moved by reads alone where a source cannot be dumped: the longest ttl in use. Where
+        None, such a source is refused
+    :ivar sample: keys per source that are compared after they were copied
+    :ivar lease: seconds that the lock lasts unless renewed
+    :ivar timeout: seconds that a node may take for one reply
+    :ivar patience: seconds to try again a node that does not answer or will not dump, and to wait for clients that do not follow
+    :ivar journal: a file for the slots that are done; where None, beside the source's own file if it is one
+    :ivar owner: what the lock says of who holds it, different for each coordinator; where empty, host, process and a random number
+    :raises ConfigurationError: for a rate or time that is not above 0
+    """
+
+    rate: float = 20_000.0
+    bytes_rate: float = 50e6
+    flush_new: bool = False
+    fill: float = 0.95
+    longest_ttl: float | None = None
+    sample: int = 1000
+    lease: float = 30.0
+    timeout: float = 5.0
+    patience: float = 30.0
+    journal: Path | None = None
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "bytes_rate", "fill", "lease", "timeout"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value > 0:
+                raise ConfigurationError(f"{name} must be a number above 0, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Where time comes from: ``clock`` in seconds since 1970, ``monotonic`` for durations, and ``sleep``."""
+
+    clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.perf_counter
+    sleep: Callable[[float], None] = time.sleep
+
+
+class Stopping(Exception):
+    """Somebody asked the run to end."""
+
+
+@dataclass
+class SourceTally:
+    """What became of the keys of one source.
+
+    :ivar outcomes: keys by what became of them, see `kvcluster.rebalance.copy`; also ``journalled``, by an earlier attempt, and
+        ``cold``, left behind for want of memory
+    :ivar dumped: keys that its dump lists as moving; an estimate before
+    """
+
+    dumped: int
+    outcomes: Counter[str] = field(default_factory=Counter)
+    bytes: int = 0
+
+
+@dataclass
+class Tally:
+    """What has been done so far."""
+
+    sources: dict[str, SourceTally] = field(default_factory=dict)
+    copying: float = 0.0
+    swept: int = 0
+    sample: Sample = field(default_factory=Sample)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """Of all sources."""
+        return sum((one.outcomes for one in self.sources.values()), Counter())
+
+    @property
+    def keys(self) -> int:
+        """Keys dealt with."""
+        return sum(one.outcomes.total() for one in self.sources.values())
+
+    @property
+    def dumped(self) -> int:
+        """Keys to deal with."""
+        return sum(one.dumped for one in self.sources.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the values read."""
+        return sum(one.bytes for one in self.sources.values())
+
+
+class Run:
+    """What the steps of one run share.
+
+    :param stopping: whether somebody asked the run to end
+    :ivar dead: addresses of nodes that leave and do not answer
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        times: Times,
+        change: Change,
+        lock: Lock,
+        journal: Journal,
+        progress: Callable[[Progress], None] | None,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.settings = settings
+        self.times = times
+        self.change = change
+        self.lock = lock
+        self.journal = journal
+        self.lanes = Lanes(change.members, settings.timeout)
+        self.pace = Pace(settings.rate, settings.bytes_rate)
+        self.tally = Tally()
+        self.dead: set[str] = set()
+        self.began = times.monotonic()
+        self._progress = progress
+        self.stopping = stopping
+        self._doing = ""
+        self._source = ""
+        self._reported = -REPORTED_EVERY
+        self._asked = -ASKED_EVERY
+        self._hits: dict[str, tuple[int, int]] = {}
+        self._rates: tuple[float | None, float | None] = (None, None)
+        self._lately: tuple[float, int] = (self.began, 0)
+        self._rate = 0.0
+
+    def doing(self, step: str, source: str = "") -> None:
+        """Say what comes next."""
+        self._doing, self._source = step, source
+        self._reported = -REPORTED_EVERY
+        self.tick()
+
+    def tick(self) -> None:
+        """Call it often, where the run may end and be continued.
+
+        :raises ResizeStopped: where the lock is lost
+        :raises Stopping: where somebody asked for it
+        """
+        self.beat()
+        if self.stopping():
+            raise Stopping
+
+    def beat(self) -> None:
+        """Call it often, where the run may not end.
+
+        :raises ResizeStopped: where the lock is lost
+        """
+        self.lock.renew()
+        now = self.times.monotonic()
+        if self._progress is not None and now - self._reported >= REPORTED_EVERY:
+            self._reported = now
+            self._progress(self._state(now))
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, with ticks."""
+        end = self.times.monotonic() + seconds
+        while (left := end - self.times.monotonic()) > 0:
+            self.tick()
+            self.times.sleep(min(left, REPORTED_EVERY))
+
+    def pause(self, keys: int) -> None:
+        """Wait until the pace allows for so many more keys."""
+        self.wait(self.pace.spend(keys, 0, self.times.monotonic()))
+
+    def await_node(self, error: NetworkError) -> None:
+        """After a node failed, wait until it answers. One that leaves and does not is given up.
+
+        :raises ResizeStopped: where it is to stay, and does not answer while the patience lasts
+        """
+        self.lanes.close()
+        node = next(node for node in self.change.members if node.address == error.node)
+        deadline = self.times.monotonic() + self.settings.patience
+        while True:
+            self.wait(RETRIED_EVERY)
+            try:
+                figures(node, self.settings.timeout)
+                return
+            except NetworkError as still:
+                if self.times.monotonic() < deadline:
+                    continue
+                if node in self.change.removed:
+                    self.give_up(node, still)
+                    return
+                raise ResizeStopped(f"{still}; bring it back at this address, empty or not, and continue") from error
+
+    def give_up(self, node: Node, error: KvclusterError) -> None:
+        """Go on without a node that leaves."""
+        self.dead.add(node.address)
+        self.tally.notes.append(f"{node.address} was given up, and what it held with it: {error}")
+
+    def report(self) -> Report:
+        """What was done so far."""
+        tally = self.tally
+        return Report(
+            document=self.lock.document,
+            outcomes=dict(tally.outcomes),
+            dumped=tally.dumped,
+            bytes=tally.bytes,
+            seconds=self.times.monotonic() - self.began,
+            copying=tally.copying,
+            sample=tally.sample,
+            swept=tally.swept,
+            given_up=tuple(sorted(self.dead)),
+            notes=tuple(tally.notes),
+        )
+
+    def _state(self, now: float) -> Progress:
+        tally, (since, keys) = self.tally, self._lately
+        if now - since >= 1.0:
+            self._rate = (tally.keys - keys) / (now - since)
+            self._lately = (now, tally.keys)
+        if now - self._asked >= ASKED_EVERY:
+            self._asked = now
+            self._rates = self._hit_rate(self.change.sources), self._hit_rate(self.change.targets)
+        total = max(tally.keys, tally.dumped)
+        return Progress(
+            epoch=self.lock.document.epoch,
+            phase=self.lock.document.phase,
+            doing=self._doing,
+            source=self._source,
+            keys=tally.keys,
+            keys_total=total,
+            bytes=tally.bytes,
+            seconds=now - self.began,
+            rate=self._rate,
+            seconds_left=(total - tally.keys) / self._rate if self._rate > 0 else None,
+            throttle=self.pace.factor,
+            outcomes=dict(tally.outcomes),
+            hit_rate_sources=self._rates[0],
+            hit_rate_targets=self._rates[1],
+        )
+
+    def _hit_rate(self, nodes: tuple[Node, ...]) -> float | None:
+        """Hits per get since the last call, of nodes that answer."""
+        hits = misses = 0
+        for node in nodes:
+            try:
+                now = figures(node, 1.0)
+            except KvclusterError:
+                continue
+            before = self._hits.get(node.address, (now.hits, now.misses))
+            self._hits[node.address] = now.hits, now.misses
+            hits += max(0, now.hits - before[0])
+            misses += max(0, now.misses - before[1])
+        return hits / (hits + misses) if hits + misses else None
