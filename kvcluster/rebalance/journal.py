@@ -41,11 +41,11 @@ class Journal:
         if self._path is None:
             return
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            first, *rest = self._path.read_text("utf-8").splitlines()
+            first, *rest = self._path.read_text("utf-8").split("\n")
             if json.loads(first) == header | {"epoch": previous_epoch}:
-                for line in rest:
+                for line in rest[:-1]:  # what follows the last line feed is half a line, of a process that was killed
                     source, *slots = line.split(" ")
-                    self._done.setdefault(source, set()).update(map(int, slots))
+                    self._done.setdefault(source, set()).update([int(slot) for slot in slots])
         beside = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
         try:
             lines = [json.dumps(header), *(_line(source, sorted(slots)) for source, slots in self._done.items())]

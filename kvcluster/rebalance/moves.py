@@ -13,7 +13,7 @@ import marshal
 import tempfile
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import IO, Final, NamedTuple, TypeAlias
 
@@ -104,8 +104,10 @@ class Moves:
 
         :param done: slots to leave out
         """
-        for number in range(RANGES):
-            for target, records in groupby(sorted(self._read(number)), key=itemgetter(0)):
+        # What fits into memory is one range, so that its batches are full.
+        ranges = map(self._read, range(RANGES)) if self._files else [chain.from_iterable(self._ranges)]
+        for found in ranges:
+            for target, records in groupby(sorted(found), key=itemgetter(0)):
                 yield from self._batches(target, records, done)
 
     def _batches(self, target: int, records: Iterable[Record], done: Container[int]) -> Iterator[Work]:
