@@ -235,9 +235,10 @@ def room(target: Figures, fill: float, gained: float) -> float:
 
     >>> full = Figures(0, 0, "", items=9, bytes=1000, limit=1000, hits=0, misses=0)
     >>> room(full, 0.95, 0.25)
-    250.0
+    237.5
     """
-    return max(target.limit * fill - target.bytes, target.limit * gained)
+    usable = target.limit * fill
+    return max(usable - target.bytes, usable * gained)
 
 
 def copy_stamps(run: Run) -> None:

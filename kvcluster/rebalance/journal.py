@@ -36,6 +36,7 @@ class Journal:
         :param started: when each target started, in seconds since 1970
         :raises ConfigurationError: where the file cannot be written
         """
+        self.close()
         self._done = {}
         header: dict[str, Any] = {"format": FORMAT, "epoch": epoch, "started": dict(started)}
         if self._path is None:

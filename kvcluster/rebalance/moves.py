@@ -4,7 +4,7 @@ Records are collected by ranges of slots. Past a bound they go to temporary file
 at a time: so memory is bounded by the bound and one range, however many keys a node holds.
 
 Where a target has no room for all of them, the least recently used stay behind. Which those are is known before the first key is
-copied: bytes are counted by minute of last access, and the latest minutes that fit are taken.
+copied: bytes are counted by minute of last access, and the latest minutes are taken, of the last one a part.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Moves:
         self._pending = 0
         self._files: dict[int, IO[bytes]] = {}
         self._heat: Counter[tuple[int, int]] = Counter()  # bytes by target and minute of last access
-        self._coldest: Mapping[int, int] = {}
+        self._coldest: Mapping[int, tuple[int, float]] = {}
 
     def add(self, lines: Sequence[tuple[bytes, bytes]]) -> None:
         """Take in some lines of a dump."""
@@ -111,7 +111,7 @@ class Moves:
                 yield from self._batches(target, records, done)
 
     def _batches(self, target: int, records: Iterable[Record], done: Container[int]) -> Iterator[Work]:
-        address, coldest = self._router.targets[target], self._coldest.get(target, 0)
+        address, (coldest, left) = self._router.targets[target], self._coldest.get(target, (-1, 0.0))
         wires: list[bytes] = []
         slots: list[int] = []
         size = cold = journalled = 0
@@ -120,9 +120,11 @@ class Moves:
                 journalled += sum(1 for _ in keys)
                 continue
             for _, _, accessed, bytes, wire in keys:
-                if -accessed // 60 < coldest:
-                    cold += 1
-                    continue
+                if (minute := -accessed // 60) <= coldest:
+                    if minute < coldest or bytes > left:
+                        cold += 1
+                        continue
+                    left -= bytes
                 if len(wires) == BATCH or size + bytes > BATCH_BYTES:
                     yield Work(address, wires, size, tuple(slots), cold, journalled)
                     wires, slots, size, cold, journalled = [], [], 0, 0, 0
@@ -151,14 +153,15 @@ class Moves:
             file.close()
 
 
-def coldest(heat: Iterable[tuple[int, int]], room: float) -> int:
-    """The first minute of last access that still fits, of pairs of minute and bytes.
+def coldest(heat: Iterable[tuple[int, int]], room: float) -> tuple[int, float]:
+    """The minute of last access of which only a part fits, of pairs of minute and bytes, and how many bytes of it do. What is later
+    fits, what is earlier does not. The minute is -1 where all of them fit.
 
-    >>> coldest([(10, 500), (11, 300), (12, 400)], 800), coldest([(10, 500)], 800), coldest([(10, 500)], 100)
-    (11, 0, 11)
+    >>> coldest([(10, 500), (11, 300), (12, 400)], 800), coldest([(10, 500)], 500), coldest([(10, 500)], 100)
+    ((10, 100), (-1, 0.0), (10, 100))
     """
     for minute, size in sorted(heat, reverse=True):
+        if size > room:
+            return minute, room
         room -= size
-        if room < 0:
-            return minute + 1
-    return 0
+    return -1, 0.0

@@ -32,15 +32,15 @@ def plan(source: TopologySource, document: Document, wanted: Topology, settings:
     clients = present(source, times)
     keys: Counter[tuple[str, str]] = Counter()
     size: Counter[tuple[str, str]] = Counter()
+    held = {node.address: known[node.address].items for node in document.nodes if node.address in known}
     undumpable = []
     for node in found.sources:
         if node.address in known:
             try:
-                _count(found, node, settings, times, keys, size)
+                held[node.address] = _count(found, node, settings, times, keys, size)
             except DumpUnavailable:
                 undumpable.append(node.address)
     before, after = found.shares()
-    held = sum(known[node.address].items for node in document.nodes if node.address in known)
     hits, gets = sum(one.hits for one in known.values()), sum(one.hits + one.misses for one in known.values())
     rate = hits / gets if gets else None
     return Plan(
@@ -49,10 +49,10 @@ def plan(source: TopologySource, document: Document, wanted: Topology, settings:
         flows=tuple(Flow(*pair, slots, keys[pair], size[pair]) for pair, slots in sorted(found.moves.items())),
         shares_before=before,
         shares_after=after,
-        keys_held=held,
+        keys_held=sum(held.values()),
         seconds=max(keys.total() / settings.rate, size.total() / settings.bytes_rate),
         hit_rate=rate,
-        hit_rate_cold=None if rate is None else rate * (1 - keys.total() / max(held, keys.total(), 1)),
+        hit_rate_cold=None if rate is None else rate * (1 - keys.total() / max(sum(held.values()), 1)),
         clients=tuple(clients),
         lagging=tuple(one for one in clients if one.epoch < document.epoch),
         unreachable=unreachable,
@@ -63,15 +63,17 @@ def plan(source: TopologySource, document: Document, wanted: Topology, settings:
 
 def _count(
     found: Change, node: Node, settings: Settings, times: Times, keys: Counter[tuple[str, str]], size: Counter[tuple[str, str]]
-) -> None:
-    """Count the keys and bytes of one source that move, by pair of addresses."""
-    router = found.router(node.address)
+) -> int:
+    """Count the keys and bytes of one source that move, by pair of addresses, and all its keys."""
+    router, seen = found.router(node.address), 0
     with dump(node, patience=settings.patience, sleep=times.sleep) as listing:
         for lines in listing.blocks():
+            seen += len(lines)
             for number, _, rest in router.moving(lines):
                 pair = (node.address, router.targets[number])
                 keys[pair] += 1
                 size[pair] += details(rest)[2]
+    return seen
 
 
 def ask(nodes: Iterable[Node], timeout: float) -> tuple[dict[str, Figures], tuple[str, ...]]:

@@ -29,7 +29,7 @@ class Plan:
     :ivar flows: what moves between which nodes
     :ivar shares_before: the share of the key space (0 to 1) that each address owns
     :ivar shares_after: the same afterwards
-    :ivar keys_held: keys on the sources, those that stay included
+    :ivar keys_held: keys on the present nodes, those that stay included
     :ivar seconds: how long copying takes at the given rates
     :ivar hit_rate: hits per get of all nodes since they started, 0 to 1; None before the first get
     :ivar hit_rate_cold: what it would fall to if the keys were not copied

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from kvcluster.protocol.hot import Reply
 from kvcluster.protocol.requests import BinaryKey, Commands
 from kvcluster.rebalance.copy import Batch, confirmed, expiry, fill, give_up, read, rearm, reserve, reserved, verdict
-from kvcluster.rebalance.lanes import Lane
+from kvcluster.rebalance.lanes import Lane, figures
 from kvcluster.testing.plugin import NodeFactory
 from kvcluster.topology import Node
 from tests.client.cluster import ask
@@ -110,7 +109,7 @@ class Pair:
         self.exchange(self.lanes[0], batch.read())
 
     def fill(self, batch: Batch) -> dict[str, int]:
-        stores, rearms = batch.fill(time.time())
+        stores, rearms = batch.fill(figures(Node(self.new), 5.0).now)  # by its clock, which is a second or two late
         self.exchange(self.lanes[1], stores)
         self.exchange(self.lanes[0], rearms)
         batch.finish()
@@ -136,7 +135,7 @@ def pair(request: pytest.FixtureRequest, kv_nodes: NodeFactory) -> Iterator[Pair
 
 
 def test_values_flags_and_ttls_arrive_as_they_were(pair: Pair) -> None:
-    far = int(time.time()) + 40 * 86400
+    far = figures(Node(pair.old), 5.0).now + 40 * 86400
     pair.at_old(b"ms a 3 T60 F7\r\nx\r\n\r\nms b 1 T0\r\ny\r\nms c 0 T90 F2\r\n\r\nms YSBi 1 b\r\nz\r\n")
     pair.at_old(b"ms far 1 T%d\r\nf\r\n" % far)
     assert pair.copy(b"a", b"b", b"c", BinaryKey(b"a b"), b"far", b"absent") == {"stored": 5, "gone": 1}

@@ -272,10 +272,15 @@ def test_large_values_make_small_batches() -> None:
     assert max(len(work.wires) for work in works) <= 2
 
 
-@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 100)), max_size=20), st.integers(0, 1000))
-def test_the_coldest_minute_is_the_first_that_fits(heat: list[tuple[int, int]], room: int) -> None:
-    first = coldest(heat, room)
-    assert sum(size for minute, size in heat if minute >= first) <= room or (first == 0 and sum(size for _, size in heat) <= room)
+@given(st.dictionaries(st.integers(1, 50), st.integers(1, 100), max_size=20), st.integers(0, 1000))
+def test_what_fits_is_the_latest_and_as_much_of_it_as_there_is_room_for(heat: dict[int, int], room: int) -> None:
+    minute, left = coldest(heat.items(), room)
+    later = sum(size for at, size in heat.items() if at > minute)
+    if minute >= 0:
+        assert later + left == room
+        assert later + heat[minute] > room
+    else:
+        assert later <= room
 
 
 # -- the sample

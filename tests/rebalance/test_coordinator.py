@@ -1,0 +1,437 @@
+"""Whole resizes of real clusters: what is where afterwards, and what becomes of one that is disturbed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kvcluster.errors import ConfigurationError, ResizeLocked, ResizeRefused, ResizeStopped
+from kvcluster.rebalance import Progress, Rebalance, Settings
+from kvcluster.sources import Sighting
+from kvcluster.testing.proxy import FaultProxy
+from kvcluster.topology import Node
+from tests.client.cluster import ask
+from tests.rebalance.conftest import QUICK, TTL, Town, at_once, forever
+
+COUNT = 4000
+Make = Callable[..., Town]
+
+
+@pytest.mark.parametrize("kind", ["binary", "embedded"])
+@pytest.mark.parametrize("what", ["grow", "shrink", "replace", "same id", "reweight"])
+def test_every_key_is_at_its_new_owner_as_it_was(town: Make, what: str, kind: Any) -> None:
+    place = town(3, 4, kind=kind)
+    addresses = [node.address for node in place.nodes]
+    values = place.fill(COUNT)
+    wanted: dict[str, list[Any]] = {
+        "grow": addresses,
+        "shrink": addresses[:2],
+        "replace": [*addresses[:2], addresses[3]],
+        "same id": [*addresses[:2], Node(addresses[3], id=addresses[2])],
+        "reweight": [Node(addresses[0], 3), *addresses[1:3]],
+    }
+    plan = place.rebalance(wanted[what]).plan()
+    states: list[Progress] = []
+    report = place.run(wanted[what], states.append)
+    assert report.finished
+    assert place.held() == values
+    assert report.outcomes == {"stored": plan.keys}
+    assert report.swept == report.dumped == plan.keys > COUNT / 10
+    assert report.coverage == report.sample.coverage == 1.0
+    assert report.sample.differences == ()
+    assert report.sample.compared > 5
+    ttls = place.ttls([f"user:{number}" for number in range(200)])
+    assert all((ttl == -1) == forever(f"user:{number}") for number, ttl in enumerate(ttls))
+    assert all(ttl == -1 or TTL - 60 < ttl <= TTL for ttl in ttls)
+    assert place.rebalance(None).verify().leftovers == {node.address: 0 for node in report.document.nodes}
+    assert [state.phase for state in states if state.doing.startswith("epoch")] == [
+        "old",
+        "prepare",
+        "migrate",
+        "drain",
+        "new",
+        "old",
+    ]
+    assert states[-1].keys == states[-1].keys_total == plan.keys
+    for node in report.document.nodes:
+        assert ask(node.address, b"mg __kvc:epoch v\r\n") == b"VA 1\r\n%d\r\n" % report.document.epoch
+
+
+def test_a_plan_tells_what_a_run_will_do_and_does_nothing(town: Make) -> None:
+    place = town(3, 4)
+    place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    before = place.source.read()
+    place.source.announce(Sighting("me", "1.0", before.epoch, time.time()))
+    plan = Rebalance(place.source, addresses, Settings(rate=100.0)).plan()
+    assert place.source.read() == plan.present == before
+    assert plan.slots == sum(flow.slots for flow in plan.flows)
+    assert {flow.target for flow in plan.flows} == {addresses[3]}
+    assert plan.shares_after[addresses[3]] == pytest.approx(plan.slots / 16384)
+    assert plan.seconds == pytest.approx(plan.keys / 100)
+    assert plan.keys_held == COUNT
+    assert plan.bytes / plan.keys == pytest.approx(80, abs=40)
+    assert [client.name for client in plan.clients] == ["me"]
+    assert (plan.lagging, plan.unreachable, plan.undumpable, plan.occupied) == ((), (), (), ())
+    assert plan.hit_rate is None or 0 <= (plan.hit_rate_cold or 0) <= plan.hit_rate <= 1
+    ask(addresses[3], b"ms x 1\r\ny\r\n")
+    assert place.rebalance(addresses).plan().occupied == (addresses[3],)
+    place.nodes[3].kill()
+    assert place.rebalance(addresses).plan().unreachable == (addresses[3],)
+
+
+# -- refused, with nothing changed
+
+
+def refused(place: Town, wanted: list[Any] | None, match: str, **settings: Any) -> None:
+    before = place.source.read()
+    with pytest.raises((ResizeRefused, ConfigurationError), match=match):
+        place.run(wanted, **{"patience": 0.0} | settings)
+    now = place.source.read()
+    assert (now.epoch, now.phase, now.nodes, now.owner) == (before.epoch, before.phase, before.nodes, before.owner)
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing(town: Make) -> None:
+    place = town(2, 3)
+    addresses = [node.address for node in place.nodes]
+    refused(place, addresses[:2], "nothing to move")
+    refused(place, [*addresses, addresses[0]], "of two")
+    refused(place, None, "no resize is under way")
+    ask(addresses[2], b"ms x 1\r\ny\r\n")
+    refused(place, addresses, "not empty")
+    ask(addresses[2], b"flush_all\r\n")
+    place.source.announce(Sighting("web:1:0", "0.9", 0, time.time()))
+    refused(place, addresses, r"web:1:0 \(kvcluster 0.9, epoch 0\)")
+    place.source.announce(Sighting("web:1:0", "0.9", 1, time.time()))
+    place.nodes[2].kill()
+    refused(place, addresses, "start it or leave it out")
+    place.nodes[2].restart()
+    text = place.source.path.read_text()
+    place.source.path.write_text(text.replace("table_crc = ", "table_crc = 1"))
+    with pytest.raises(ConfigurationError, match="table_crc"):
+        place.run(addresses)
+    place.source.path.write_text(text)
+    with pytest.raises(ResizeRefused, match="no resize is under way"):
+        Rebalance.resume(place.source)
+    assert place.run(addresses).finished
+
+
+def test_a_client_that_was_there_yesterday_keeps_nobody_waiting(town: Make) -> None:
+    place = town(1, 2)
+    place.source.announce(Sighting("gone", "0.9", 0, time.time() - 3600))
+    assert place.run([node.address for node in place.nodes]).finished
+
+
+def test_a_new_node_is_flushed_where_that_is_asked_for(town: Make) -> None:
+    place = town(2, 3)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    stranger = place.client(addresses)
+    stranger.set_many(dict.fromkeys(values, "outdated"))
+    values = place.fill(COUNT)
+    ask(addresses[2], b"ms app:__stamp:table:users 8\r\noutdated\r\n")
+    assert place.run(addresses, flush_new=True).finished
+    assert place.held() == values
+    assert ask(addresses[2], b"mg app:__stamp:table:users v\r\n") == b"EN\r\n"
+
+
+def test_of_two_coordinators_one_works(town: Make) -> None:
+    place = town(2, 3)
+    place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    seen: list[Exception] = []
+
+    def second() -> None:
+        with pytest.raises(ResizeLocked, match="resizing this cluster") as raised:
+            place.run(addresses)
+        seen.append(raised.value)
+
+    assert place.run(addresses, at_once("migrate", second, "copying")).finished
+    assert len(seen) == 1
+
+
+def test_another_resize_has_to_wait_until_the_one_under_way_is_continued(town: Make) -> None:
+    place = town(2, 4)
+    place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    rebalance = place.rebalance(addresses[:3], rate=2000.0)
+    assert not rebalance.run(at_once("migrate", rebalance.stop, "copying")).finished
+    refused(place, addresses, "under way, in phase migrate")
+    with pytest.raises(ResizeRefused, match="under way"):
+        place.rebalance(addresses).plan()
+    assert Rebalance.resume(place.source, Settings(**QUICK)).run().finished
+    assert place.run(addresses).finished
+
+
+# -- stopped and continued
+
+
+@pytest.mark.parametrize("phase", ["old", "prepare", "migrate", "drain", "new"])
+def test_what_was_stopped_in_any_phase_is_continued_from_there(town: Make, phase: str) -> None:
+    place = town(3, 4)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    rebalance = place.rebalance(addresses, rate=20_000.0)
+    stopped = rebalance.run(at_once(phase, rebalance.stop, {"migrate": "copying", "new": "sweeping"}.get(phase, "")))
+    assert not stopped.finished or phase == "old"
+    assert place.source.read().phase == stopped.document.phase == phase
+    assert "run it again" in stopped.notes[0]
+    report = place.run(addresses)
+    assert report.finished
+    assert place.held() == values
+    assert place.rebalance(None).verify().leftovers == dict.fromkeys(addresses, 0)
+
+
+def test_what_is_journalled_is_not_copied_again(town: Make) -> None:
+    place = town(2, 3)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    rebalance = place.rebalance(addresses, rate=2000.0)
+    stop = lambda state: rebalance.stop() if state.outcomes.get("stored", 0) >= 500 else None  # noqa: E731
+    first = rebalance.run(stop)
+    journal = place.source.path.with_name("topology.toml.journal")
+    assert journal.exists()
+    second = place.run(addresses)
+    assert second.outcomes["journalled"] > 0
+    assert first.outcomes["stored"] + second.outcomes["stored"] >= second.dumped
+    assert second.outcomes["journalled"] + second.outcomes["stored"] + second.outcomes.get("newer", 0) == second.dumped
+    assert place.held() == values
+    assert not journal.exists()
+
+
+def test_without_a_journal_everything_is_asked_for_again_and_nothing_is_lost(town: Make) -> None:
+    place = town(2, 3)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    rebalance = place.rebalance(addresses, rate=2000.0)
+    rebalance.run(lambda state: rebalance.stop() if state.outcomes.get("stored", 0) >= 500 else None)
+    place.source.path.with_name("topology.toml.journal").unlink()
+    second = place.run(addresses)
+    assert second.outcomes["newer"] >= 500
+    assert place.held() == values
+
+
+def test_who_is_thought_dead_and_is_not_stops(town: Make) -> None:
+    place = town(2, 3)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+
+    def overtake() -> None:
+        document = place.source.read()
+        assert place.source.replace(document.epoch, document.step(owner="other", lease_until=0.0))
+
+    with pytest.raises(ResizeStopped, match="other has taken over"):
+        place.run(addresses, at_once("migrate", overtake, "copying"), lease=0.001)
+    assert place.run(addresses).finished
+    assert place.held() == values
+
+
+# -- disturbed
+
+
+@pytest.mark.parametrize("phase", ["old", "prepare", "migrate", "drain", "new"])
+@pytest.mark.parametrize("which", ["source", "target"])
+def test_a_node_that_restarts_in_any_phase_is_told_again_and_filled_again(town: Make, phase: str, which: str) -> None:
+    place = town(2, 3)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    node = place.nodes[0 if which == "source" else 2]
+    doing = {"migrate": "copying", "new": "sweeping"}.get(phase, "")
+    report = place.run(addresses, at_once(phase, node.restart, doing), rate=20_000.0)
+    assert report.finished
+    held = place.held()
+    assert held.items() <= values.items()
+    if which == "target" and phase in ("old", "prepare", "migrate"):
+        assert held == values
+    assert ask(node.address, b"mg __kvc:epoch v\r\n") == b"VA 1\r\n%d\r\n" % report.document.epoch
+
+
+def test_a_node_that_stays_dead_stops_the_resize_until_it_is_back(town: Make) -> None:
+    place = town(2, 3)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    with pytest.raises(ResizeStopped, match="bring it back"):
+        place.run(addresses, at_once("migrate", place.nodes[2].kill, "copying"), patience=0.3, rate=5000.0)
+    assert place.source.read().phase == "migrate"
+    place.nodes[2].restart()
+    assert place.run(addresses).finished
+    assert place.held() == values
+
+
+def test_a_source_that_is_dead_and_leaves_is_given_up(town: Make) -> None:
+    place = town(3, 4)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    dead = addresses[2]
+    planner = place.client().planner
+    owned = {key for key in values if planner.address(key.encode()) == dead}
+    place.nodes[2].kill()
+    place.source.patience = 0.01
+    report = place.run([*addresses[:2], addresses[3]], patience=0.3)
+    assert report.finished
+    assert report.given_up == (dead,)
+    assert dead in report.notes[0]
+    held = place.held()
+    assert held.items() <= values.items()
+    assert set(values) - set(held) == owned
+
+
+def test_a_source_that_leaves_and_dies_on_the_way_is_given_up(town: Make) -> None:
+    place = town(3, 3)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    place.source.patience = 0.01
+    report = place.run(addresses[:2], at_once("migrate", place.nodes[2].kill, "copying"), patience=0.3, rate=5000.0)
+    assert report.finished
+    assert report.given_up == (addresses[2],)
+    assert place.held().items() <= values.items()
+
+
+def through_proxies(place: Town, count: int) -> list[FaultProxy]:
+    return [FaultProxy(node.address) for node in place.nodes[:count]]
+
+
+@pytest.mark.parametrize("line", [b"BUSY currently processing crawler request\r\n", b"ERROR locked try again later\r\n"])
+def test_a_source_that_will_not_dump_now_is_asked_again(town: Make, line: bytes) -> None:
+    place = town(1, 2)
+    values = place.fill(COUNT)
+    refusals = 3
+
+    def garble(piece: bytes) -> bytes:
+        nonlocal refusals
+        if refusals and (piece.startswith((b"key=", b"OK", b"END"))):
+            refusals -= 1
+            return line
+        return piece
+
+    with FaultProxy(place.nodes[0].address) as proxy:
+        place.source.path.unlink()
+        place.source.create(place_document(proxy.address))
+        proxy.replies.garble = garble
+        assert place.run([proxy.address, place.nodes[1].address]).finished
+        assert refusals == 0
+        assert place.held() == values
+
+
+def test_a_source_whose_dump_breaks_off_is_dumped_again(town: Make) -> None:
+    place = town(1, 2)
+    values = place.fill(COUNT)
+    with FaultProxy(place.nodes[0].address) as proxy:
+        place.source.path.unlink()
+        place.source.create(place_document(proxy.address))
+        cut = at_once("migrate", lambda: proxy.replies.cut_after(100_000), "dumping")
+        assert place.run([proxy.address, place.nodes[1].address], cut).finished
+        assert place.held() == values
+
+
+def test_a_connection_that_breaks_while_keys_are_on_the_way_loses_none(town: Make) -> None:
+    place = town(1, 2)
+    values = place.fill(COUNT)
+    with FaultProxy(place.nodes[0].address) as old, FaultProxy(place.nodes[1].address) as new:
+        place.source.path.unlink()
+        place.source.create(place_document(old.address))
+        cuts = 0
+
+        def cut(state: Progress) -> None:
+            nonlocal cuts
+            if state.doing == "copying" and cuts < 2:
+                cuts += 1
+                (old, new)[cuts % 2].replies.cut_after(3000)
+
+        assert place.run([old.address, new.address], cut, rate=20_000.0).finished
+        assert cuts == 2
+        assert place.held() == values
+
+
+def test_a_source_that_cannot_dump_is_resized_by_reads_alone(town: Make) -> None:
+    place = town(1, 2)
+    place.fill(100)
+    with FaultProxy(place.nodes[0].address) as proxy:
+        place.source.path.unlink()
+        place.source.create(place_document(proxy.address))
+        proxy.replies.garble = lambda piece: b"ERROR\r\n" if piece.startswith((b"key=", b"END")) else piece
+        wanted = [proxy.address, place.nodes[1].address]
+        assert place.rebalance(wanted).plan().undumpable == (proxy.address,)
+        refused(place, wanted, "give it as longest_ttl")
+        began = time.monotonic()
+        report = place.run(wanted, longest_ttl=0.3)
+        assert report.finished
+        assert time.monotonic() - began >= 0.3
+        assert any("reads alone" in note for note in report.notes)
+
+
+def place_document(*addresses: str) -> Any:
+    from kvcluster.topology import Document
+
+    return Document(tuple(Node(address, id=f"n{number}") for number, address in enumerate(addresses)))
+
+
+# -- stamps, memory, the lock while nothing else happens
+
+
+def test_stamps_are_on_the_new_nodes_before_any_key_moves_and_are_never_swept(town: Make) -> None:
+    place = town(2, 3)
+    place.fill(500)
+    addresses = [node.address for node in place.nodes]
+    for node in addresses[:2]:
+        ask(node, b"ms app:__stamp:table:users 8\r\nabcdefgh\r\n")
+    seen: list[bytes] = []
+
+    def look() -> None:
+        seen.append(ask(addresses[2], b"mg app:__stamp:table:users v t\r\n"))
+
+    assert place.run(addresses, at_once("migrate", look)).finished
+    assert seen == [b"VA 8 t-1\r\nabcdefgh\r\n"]
+    for node in addresses:
+        assert ask(node, b"mg app:__stamp:table:users v\r\n") == b"VA 8\r\nabcdefgh\r\n"
+    assert place.run(addresses[:2]).finished
+    assert ask(addresses[2], b"mg app:__stamp:table:users v\r\n") == b"EN\r\n"
+    assert ask(addresses[2], b"mg __kvc:epoch v\r\n").startswith(b"VA")
+
+
+def test_a_stamp_that_the_new_node_has_already_is_kept(town: Make) -> None:
+    place = town(1, 2)
+    addresses = [node.address for node in place.nodes]
+    ask(addresses[0], b"ms app:__stamp:t 8\r\noldstamp\r\n")
+    bump = at_once("prepare", lambda: ask(addresses[1], b"ms app:__stamp:t 8\r\nnewstamp\r\n"))
+    assert place.run(addresses, bump).finished
+    assert ask(addresses[1], b"mg app:__stamp:t v\r\n") == b"VA 8\r\nnewstamp\r\n"
+
+
+def test_copying_stops_at_the_targets_share_of_memory(town: Make) -> None:
+    place = town(1, 2, memory=8)
+    addresses = [node.address for node in place.nodes]
+    client = place.client()
+    client.set_many({f"user:{number}": b"x" * 10_000 for number in range(600)})
+    report = place.run([addresses[0], Node(addresses[1], 3)], fill=0.2)
+    assert report.finished
+    assert report.outcomes["cold"] > 50
+    assert report.outcomes["stored"] > 50
+    assert report.coverage == pytest.approx(1 - report.outcomes["cold"] / report.dumped)
+    assert b"STAT evictions 0\r\n" in ask(addresses[1], b"stats\r\n")
+
+
+def test_the_lock_is_kept_while_the_copy_is_slow(town: Make) -> None:
+    place = town(1, 2)
+    place.fill(600)
+    addresses = [node.address for node in place.nodes]
+    rebalance = place.rebalance(addresses, rate=100.0, lease=1.0)
+    outcome: list[Any] = []
+    thread = threading.Thread(target=lambda: outcome.append(rebalance.run()))
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while place.source.read().phase != "migrate":
+            assert time.monotonic() < deadline
+        for _ in range(40):
+            time.sleep(0.05)
+            if (document := place.source.read()).phase == "migrate":
+                assert document.lease_until > time.time()
+    finally:
+        rebalance.stop()
+        thread.join()
+    assert outcome
