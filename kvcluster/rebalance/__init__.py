@@ -1,4 +1,4 @@
-"""Resizing a cluster: `Rebalance` moves its keys while it serves, and `simulate` tells beforehand what a resize costs, on a workload
+"""Resizing a cluster: `Rebalance` moves its keys while it serves, `simulate` tells beforehand what a resize costs on a workload
 of yours or a synthetic one."""
 
 from __future__ import annotations
