@@ -26,11 +26,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Self
 
-from kvcluster.errors import NetworkError, ResizeRefused
+from kvcluster.errors import ResizeRefused
 from kvcluster.rebalance import planning
 from kvcluster.rebalance.change import change
 from kvcluster.rebalance.copying import copy_all, copy_stamps, sweep
-from kvcluster.rebalance.epochs import raise_epoch
 from kvcluster.rebalance.journal import Journal
 from kvcluster.rebalance.lock import Lock
 from kvcluster.rebalance.reports import Plan, Progress, Report
@@ -202,18 +201,9 @@ def _barrier(run: Run, source: TopologySource) -> None:
 
     :raises ResizeStopped: where a node that stays does not acknowledge it
     """
-    epoch = run.lock.document.epoch
-    run.doing(f"epoch {epoch}, phase {run.lock.document.phase}: waiting for every node to acknowledge it")
+    run.doing(f"epoch {run.lock.document.epoch}, phase {run.lock.document.phase}: waiting for every node to acknowledge it")
     for node in run.change.members:
-        while node.address not in run.dead:
-            try:
-                known = raise_epoch(run.lanes(node.address), epoch)
-            except NetworkError as error:
-                run.await_node(error)
-                continue
-            if known > epoch and run.lock.held:
-                run.lock.renew(always=True)
-            break
+        run.tell_epoch(node)
     if run.dead:
         # What leads clients on from a node that is dead to this process, and perhaps not to them, is the source alone.
         run.wait(LOOKS * source.patience)

@@ -19,7 +19,6 @@ from kvcluster.protocol import requests
 from kvcluster.rebalance.change import STAMP
 from kvcluster.rebalance.copy import BATCH, RESERVED
 from kvcluster.rebalance.dump import DumpUnavailable, dump
-from kvcluster.rebalance.epochs import raise_epoch
 from kvcluster.rebalance.lanes import Figures, Lane, figures
 from kvcluster.rebalance.moves import Moves, Work
 from kvcluster.rebalance.pipeline import DEPTH, copied
@@ -60,8 +59,8 @@ def copy_all(run: Run, previous_epoch: int) -> None:
             _recover(run, error, failures)
         now = _targets(run)
         if _starts(now) != _starts(targets):  # what was copied to a target that came back empty is to be copied again
-            for address in now:
-                raise_epoch(run.lanes(address), run.lock.document.epoch)
+            for target in run.change.targets:
+                run.tell_epoch(target)
             run.journal.open(run.lock.document.epoch, run.lock.document.epoch, _starts(now))
             done.clear()
         elif done.issuperset(source.address for source in _living(run)):

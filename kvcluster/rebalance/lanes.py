@@ -10,17 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pymemcache.client.base import Client as AdminClient
 from pymemcache.exceptions import MemcacheError
 
 from kvcluster.errors import BadReply, NodeUnreachable
+from kvcluster.plan import Plan
 from kvcluster.protocol.hot import Reply
 from kvcluster.protocol.requests import Commands, Request
 from kvcluster.topology import Node
 from kvcluster.transport.connection import Connection, Stream, dial
 
+T = TypeVar("T")
 CONNECT_TIMEOUT: Final = 2.0  # seconds
 
 
@@ -52,6 +54,20 @@ class Lane(Connection):
 
     def __init__(self, node: Node, timeout: float) -> None:
         super().__init__(connect(node, timeout), node.address, timeout, time.monotonic())
+
+    def run(self, plan: Plan[T]) -> T:
+        """Carry out a plan that concerns this node alone.
+
+        :raises NetworkError: where the node does not answer, or the connection is lost
+        """
+        while True:
+            for request in plan.requests.values():
+                self.send(request)
+                self.receive(request, plan.namespace)
+            outcome = plan.finish({})
+            if not isinstance(outcome, Plan):
+                return outcome
+            plan = outcome
 
     def ask(self, command: bytes) -> Reply:
         """Send one meta command, and return its reply.

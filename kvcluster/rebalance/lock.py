@@ -64,14 +64,13 @@ class Lock:
             raise self._lost()
         return self.document
 
-    def renew(self, always: bool = False) -> None:
-        """Keep the lock; without ``always`` it is written only once half of its time is over. A source that cannot be written is
-        tried again until that time ends.
+    def renew(self) -> None:
+        """Keep the lock; it is written once half of its time is over. A source that cannot be written is tried again until the end.
 
         :raises ResizeStopped: where the lock is lost
         """
         now = self._clock()
-        if not self.held or (not always and self.document.lease_until - now > self._lease / 2):
+        if not self.held or self.document.lease_until - now > self._lease / 2:
             return
         try:
             kept = self._write(replace(self.document, lease_until=now + self._lease))

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from kvcluster.errors import NetworkError, ResizeRefused
+from kvcluster.following.epochs import EPOCH_KEY
 from kvcluster.placement import placement
 from kvcluster.rebalance.change import Change, change, pinned
 from kvcluster.rebalance.dump import DumpUnavailable, NodeBusy, details, dump
-from kvcluster.rebalance.epochs import EPOCH_KEY
 from kvcluster.rebalance.lanes import Figures, Lanes, figures, flush
 from kvcluster.rebalance.reports import Flow, Plan, Report, Sample
 from kvcluster.rebalance.running import Run, Settings, Times

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from kvcluster.errors import ConfigurationError, KvclusterError, NetworkError, ResizeStopped
+from kvcluster.following.epochs import tell_epoch
 from kvcluster.rebalance.change import Change
 from kvcluster.rebalance.journal import Journal
 from kvcluster.rebalance.lanes import Lanes, figures
@@ -23,6 +24,7 @@ from kvcluster.rebalance.reports import Progress, Report, Sample
 from kvcluster.topology import Node
 
 REPORTED_EVERY: Final = 0.2  # seconds
+ATTEMPTS: Final = 10
 RETRIED_EVERY: Final = 0.2  # seconds
 ASKED_EVERY: Final = 2.0  # seconds between two looks at the nodes' hits
 
@@ -195,6 +197,22 @@ class Run:
         while (left := end - self.times.monotonic()) > 0:
             self.tick()
             self.times.sleep(min(left, REPORTED_EVERY))
+
+    def tell_epoch(self, node: Node) -> None:
+        """Make a node know the epoch of the document, however long it takes to answer. One that leaves and does not is given up.
+
+        :raises ResizeStopped: where it is to stay, and does not acknowledge it
+        """
+        epoch = self.lock.document.epoch
+        for _ in range(ATTEMPTS):
+            if node.address in self.dead:
+                return
+            try:
+                if self.lanes(node.address).run(tell_epoch("", [node.address], epoch)):
+                    return
+            except NetworkError as error:
+                self.await_node(error)
+        raise ResizeStopped(f"{node.address} does not take epoch {epoch}; continue once it is well")
 
     def pause(self, keys: int) -> None:
         """Wait until the pace allows for so many more keys."""

@@ -148,12 +148,14 @@ def test_one_of_two_coordinators_gets_the_lock(source: FileSource) -> None:
 
 
 def test_who_lost_the_lock_learns_of_it_at_the_next_write(source: FileSource) -> None:
-    late = lock_of(source, "late", 100.0)
+    now = 100.0
+    late = Lock(source, source.read(), "late", 30.0, lambda: now)
     late.take()
+    now = 200.0
     taker = lock_of(source, "taker", 200.0)
     taker.take()
     with pytest.raises(ResizeStopped, match="taker has taken over"):
-        late.renew(always=True)
+        late.renew()
     with pytest.raises(ResizeStopped):
         late.step(phase="drain", previous=late.document.nodes)
     late.release()
