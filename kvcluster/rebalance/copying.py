@@ -4,7 +4,7 @@ A probe of its own measures how long the source takes to answer. Before the pace
 finished, because a reservation that waits makes readers wait.
 
 A node that fails ends the copy of a source, which is tried again from the last slot that is done. Keys that were reserved and not
-stored are then found as reserved; they are put aside, and asked for again at the end, when such reservations have run out.
+stored are then found as reserved; they are put aside, and asked for again at the end, at last when such reservations have run out.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PROBE_EVERY: Final = 0.005  # seconds
 QUIET_PROBES: Final = 100
 IDLE: Final = 0.002  # seconds; a shorter wait is not worth emptying the pipeline for
 FAILURES: Final = 20  # of nodes that answer again each time
+ASIDE: Final = (0.1, 0.4, 1.5, 3.0, RESERVED - 4.0)  # seconds between two attempts at what was put aside, more than RESERVED in all
 PUT_ASIDE: Final = 100_000  # keys of one source; the others are left to those who fill them
 
 
@@ -115,10 +116,13 @@ def _copy_source(run: Run, source: Node, targets: Mapping[str, Figures]) -> None
             began = run.times.monotonic()
             waiting = _pump(run, source, moves.works(run.journal.done(address)), tally, skew, probe, reservoir)
             run.tally.copying += run.times.monotonic() - began
-            if waiting:
+            for pause in ASIDE if waiting else ():
                 run.doing("waiting for keys that somebody else fills", address)
-                run.wait(began + RESERVED + 1 - run.times.monotonic())
-                tally.outcomes["newer"] += len(_pump(run, source, batched(waiting), tally, skew, probe, reservoir))
+                run.wait(pause)
+                waiting = _pump(run, source, batched(waiting), tally, skew, probe, reservoir)
+                if not waiting:
+                    break
+            tally.outcomes["newer"] += len(waiting)
     finally:
         moves.close()
     run.doing("comparing", address)
