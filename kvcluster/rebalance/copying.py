@@ -292,7 +292,7 @@ def _sweep_source(run: Run, source: Node) -> None:
                     deletes = requests.Deletes.of(some)
                     lane = run.lanes(source.address)
                     lane.send(deletes)
-                    lane.receive(deletes, "")
+                    lane.receive(deletes)
                     run.tally.swept += deletes.confirmed
                     run.pause(len(some))
                     run.tick()

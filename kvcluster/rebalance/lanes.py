@@ -17,7 +17,7 @@ from pymemcache.exceptions import MemcacheError
 
 from kvcluster.errors import BadReply, NodeUnreachable
 from kvcluster.plan import Plan
-from kvcluster.protocol.hot import Reply
+from kvcluster.protocol.hot import Reply, send_all
 from kvcluster.protocol.requests import Commands, Request
 from kvcluster.topology import Node
 from kvcluster.transport.connection import Connection, Stream, dial
@@ -63,7 +63,7 @@ class Lane(Connection):
         while True:
             for request in plan.requests.values():
                 self.send(request)
-                self.receive(request, plan.namespace)
+                self.receive(request)
             outcome = plan.finish({})
             if not isinstance(outcome, Plan):
                 return outcome
@@ -76,11 +76,30 @@ class Lane(Connection):
         """
         request = Commands(command, 1)
         self.send(request)
-        self.receive(request, "")
+        self.receive(request)
         return request.replies[0]
 
-    def complete(self, request: Request, namespace: str, received: int) -> None:
-        """Check a request whose replies were read; what came after them belongs to the next."""
+    def send(self, request: Request) -> None:
+        """Send a request; what earlier ones are owed is read later.
+
+        :raises NetworkError: where the connection is lost
+        """
+        try:
+            if self.fd >= 0:
+                send_all(self.fd, request.payload)
+            else:
+                self.stream.sendall(request.payload)
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def receive(self, request: Request) -> None:
+        """Read the replies to the earliest request whose replies were not read yet.
+
+        :raises NetworkError: where the node does not answer in time, or the connection is lost
+        :raises BadReply: for replies to something else
+        """
+        self.reader.begin(request)
+        self._read(None)
         if request.misplaced:
             raise BadReply(self.address, "answered another request than the one that waits")
 

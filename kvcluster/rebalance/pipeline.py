@@ -72,4 +72,4 @@ def _sent(lane: Lane, request: Commands) -> Commands:
 
 def _received(lane: Lane, request: Commands) -> None:
     if request.count:
-        lane.receive(request, "")
+        lane.receive(request)

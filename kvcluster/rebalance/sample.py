@@ -86,11 +86,11 @@ def _read(lane: Lane, wires: Sequence[bytes]) -> list[Reply]:
     options = b" O" + token
     reading = Commands(joined(copy.read, wires, options), len(wires), opaque=token)
     lane.send(reading)
-    lane.receive(reading, "")
+    lane.receive(reading)
     mending = [rearm(wire, reply, options) for wire, reply in zip(wires, reading.replies, strict=True)]
     rearms = [command for command in mending if command]
     if rearms:
         request = Commands(b"".join(rearms), len(rearms), opaque=token)
         lane.send(request)
-        lane.receive(request, "")
+        lane.receive(request)
     return reading.replies

@@ -134,7 +134,7 @@ class Through:
                 self._lanes[address] = lane = Lane(Node(address), 2.0)
             request = Commands(b"".join(commands) + PROBE, len(commands) + 1)
             lane.send(request)
-            lane.receive(request, "")
+            lane.receive(request)
         except (KvclusterError, OSError):
             if dead := self._lanes.pop(address, None):
                 dead.close()

@@ -100,7 +100,7 @@ class Pair:
     def exchange(self, lane: Lane, request: Commands) -> None:
         if request.count:
             lane.send(request)
-            lane.receive(request, "")
+            lane.receive(request)
 
     def reserve(self, batch: Batch) -> None:
         self.exchange(self.lanes[1], batch.reserve())
