@@ -8,9 +8,9 @@ out of its group, and why is written down.
 from __future__ import annotations
 
 import gc
+import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -23,7 +23,6 @@ from kvcluster import Cache, Client
 
 VALUE = bytes(range(100))
 HIT = "client.get"
-ROWS = 1000  # in the table of `commits`
 
 Call = Callable[[], object]
 
@@ -174,80 +173,25 @@ def bulk(addresses: Sequence[str], keys: int, rounds: int) -> Group:
         return interleaved(group, prepared(group, {raw: by_hand, f"cold, {keys} keys": through}), rounds)
 
 
-@contextmanager
-def databases() -> Iterator[dict[str, Any]]:
-    """An empty database of each kind that runs here, by kind; a commit waits for the disk."""
-    from sqlalchemy import create_engine
+def commits(addresses: Sequence[str], rounds: int) -> list[Group]:
+    """A row changed and committed with and without an outbox, in each database that runs here; see `benchmarks.outbox`."""
+    from benchmarks.outbox import TURN, measure
+    from tests.databases import KINDS, Servers, describe
 
-    from tests.databases import SERVERS, Server
-
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvcluster-bench-"))
-        engines: dict[str, Any] = {"sqlite": create_engine(f"sqlite:///{Path(folder) / 'bench.db'}")}
-        for kind in SERVERS:
-            try:
-                server = Server(kind, durable=True)
-            except Exception as error:  # neither installed nor to be had: the report says so
-                engines[kind] = error
+    groups = []
+    servers = Servers()
+    try:
+        for kind in KINDS:
+            group = Group(kind, f"{kind}: without outbox")
+            groups.append(group)
+            if (found := describe(kind)).startswith("no "):
+                group.troubles[f"{kind}: with outbox"] = found
                 continue
-            stack.callback(server.stop)
-            engines[kind] = stack.enter_context(server.database()).engine()
-        for engine in engines.values():
-            if not isinstance(engine, Exception):
-                stack.callback(engine.dispose)
-        yield engines
-
-
-def commits(addresses: Sequence[str], kind: str, engine: Any, rounds: int) -> Group:
-    """A row changed and committed, with its invalidation: without a cache, with one, and with an outbox."""
-    without = f"{kind}: without outbox"
-    group = Group(f"commit {kind}", without)
-    if isinstance(engine, Exception):
-        group.troubles[kind] = f"{type(engine).__name__}: {engine}"[:160]
-        return group
-    from sqlalchemy import Integer
-    from sqlalchemy.orm import DeclarativeBase, mapped_column, sessionmaker
-
-    class Base(DeclarativeBase):
-        pass
-
-    class User(Base):
-        __tablename__ = "users"
-
-        id = mapped_column(Integer, primary_key=True)
-        visits = mapped_column(Integer)
-
-    Base.metadata.create_all(engine)
-    with sessionmaker(engine).begin() as session:
-        session.add_all(User(id=number, visits=0) for number in range(1, ROWS + 1))
-    numbers = count()
-
-    def changing(prepare: Callable[[Any, Cache], object]) -> Callable[[], Call]:
-        def make() -> Call:
-            sessions = sessionmaker(engine)
-            cache = Cache("commits", ttl="10m", client=client)
-            prepare(sessions, cache)
-
-            def one() -> None:
-                with sessions.begin() as session:
-                    session.get_one(User, next(numbers) % ROWS + 1).visits += 1
-
-            return one
-
-        return make
-
-    def bound(sessions: Any, cache: Cache) -> None:
-        cache.repository(User, sessions)
-        cache.bind(sessions)
-
-    def with_outbox(sessions: Any, cache: Cache) -> None:
-        cache.create_outbox(engine)
-        bound(sessions, cache)
-
-    makers = {
-        f"{kind}: no cache": changing(lambda sessions, cache: None),
-        without: changing(bound),
-        f"{kind}: with outbox": changing(with_outbox),
-    }
-    with Client(addresses) as client:
-        return interleaved(group, prepared(group, makers), rounds, block=2 * BLOCK)
+            with tempfile.TemporaryDirectory() as folder, servers.database(kind, Path(folder), durable=True) as database:
+                seconds = measure(database, list(addresses), rounds)
+            for name, times in seconds.items():
+                turns = [times[at : at + TURN] for at in range(0, len(times), TURN)]
+                group.seconds[f"{kind}: {name} outbox"] = [statistics.median(turn) for turn in turns]
+    finally:
+        servers.stop()
+    return groups

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import costs, herds, readthrough
 from kvcluster.testing.nodes import start_node
+from tests import databases
 
 pytestmark = pytest.mark.skipif(not shutil.which("memcached"), reason="real memcached is what is measured")
 
@@ -68,19 +69,16 @@ def test_costs_are_timed_in_every_round(addresses: list[str]) -> None:
         assert all(len(times) == 2 and min(times) > 0 for times in group.seconds.values())
 
 
-def test_commits_are_timed_on_sqlite(addresses: list[str], tmp_path: Path) -> None:
-    from sqlalchemy import create_engine
-
-    engine = create_engine(f"sqlite:///{tmp_path / 'bench.db'}")
-    group = costs.commits(addresses, "sqlite", engine, 2)
-    engine.dispose()
-    assert {"sqlite: no cache", "sqlite: without outbox"} <= group.seconds.keys()
-    assert all(len(times) == 2 and min(times) > 0 for times in group.seconds.values())
-
-
-def test_a_database_that_is_not_here_only_says_so(addresses: list[str]) -> None:
-    group = costs.commits(addresses, "mariadb", OSError("no such file"), 1)
-    assert group.troubles == {"mariadb": "OSError: no such file"}
+def test_commits_are_timed_where_there_is_a_database(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(databases, "describe", lambda kind: "SQLite" if kind == "sqlite" else f"no {kind}")
+    sqlite, *others = costs.commits(addresses, 2)
+    assert sqlite.troubles == {}
+    assert [*sqlite.seconds] == ["sqlite: without outbox", "sqlite: with outbox"]
+    assert all(len(times) == 2 and min(times) > 0 for times in sqlite.seconds.values())
+    assert {name: why for group in others for name, why in group.troubles.items()} == {
+        "mariadb: with outbox": "no mariadb",
+        "postgresql: with outbox": "no postgresql",
+    }
 
 
 def test_calls_that_fail_are_listed_and_the_others_go_on() -> None:
