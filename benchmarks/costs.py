@@ -64,23 +64,25 @@ def interleaved(group: Group, calls: Mapping[str, Call], rounds: int, block: flo
 
 def _calibrated(call: Call, block: float) -> int:
     repeat = 1
-    while True:
-        seconds = _block(call, repeat)
-        if seconds * repeat >= block / 2 or repeat >= 1_000_000:
-            return max(1, round(block / seconds))
+    while (seconds := _timed(call, repeat)) < block / 2 and repeat < 1_000_000:
         repeat *= 2
+    return max(1, round(block / seconds * repeat))
 
 
 def _block(call: Call, repeat: int) -> float:
     gc.collect()
     gc.freeze()
     try:
-        start = perf_counter()
-        for _ in range(repeat):
-            call()
-        return (perf_counter() - start) / repeat
+        return _timed(call, repeat) / repeat
     finally:
         gc.unfreeze()
+
+
+def _timed(call: Call, repeat: int) -> float:
+    start = perf_counter()
+    for _ in range(repeat):
+        call()
+    return perf_counter() - start
 
 
 def prepared(group: Group, makers: Mapping[str, Callable[[], Call]]) -> dict[str, Call]:
