@@ -525,6 +525,7 @@ class NewerTuple(NamedTuple):
     b: int = 0
 
 
+@settings(deadline=None)
 @given(INTEGERS, TEXTS, TEXTS)
 def test_two_versions_of_a_shape_read_each_other(id: int, name: str, nick: str) -> None:
     older, newer = codec_of(Older | None, BASE), codec_of(Newer | None, BASE)
@@ -613,6 +614,7 @@ def test_a_fingerprint_is_of_this_structure() -> None:
 # Differences
 
 
+@settings(deadline=None)
 @given(ANYTHING, ANYTHING)
 def test_a_difference_is_found_where_the_representations_differ(one: Any, other: Any) -> None:
     assert difference(one, other) is None or repr(one) != repr(other)
@@ -646,6 +648,7 @@ def test_what_is_equal_or_looks_alike_is_told_apart(one: Any, other: Any) -> Non
 ZONES = st.sampled_from([KST, ZoneInfo("Asia/Seoul"), ZoneInfo("Europe/London"), datetime.UTC])
 
 
+@settings(deadline=None)
 @given(NAIVE, ZONES)
 def test_a_rows_moment_keeps_its_zone(naive: datetime.datetime, zone: datetime.tzinfo) -> None:
     assume(1950 < naive.year < 9999)
