@@ -21,6 +21,7 @@ from kvcluster.errors import ConfigurationError
 from kvcluster.rebalance import plot as plots
 from kvcluster.rebalance.simulate import FIRST, SCHEMES, WINDOW, Cost, simulate
 from kvcluster.rebalance.workload import Workload, read_trace, zipf
+from kvcluster.sources import FileSource
 from kvcluster.stats.report import percent
 from kvcluster.topology import Node, Topology
 
@@ -98,7 +99,7 @@ def command(
 
 
 def topology_of(text: str, option: str) -> Topology:
-    """Nodes as a person names them: a count, or addresses between commas.
+    """Nodes as a person names them: a count, addresses between commas, or a topology's file.
 
     :param option: what errors call it
     :raises ConfigurationError: for anything else
@@ -111,6 +112,8 @@ def topology_of(text: str, option: str) -> Topology:
         if not 1 <= count <= MAX_COUNT:
             raise ConfigurationError(f"{option} must be from 1 to {MAX_COUNT:,} nodes, not {count:,}")
         return Topology([f"node{number}" for number in range(count)])
+    if text.endswith(".toml"):
+        return FileSource(text).read().topology
     try:
         return Topology([address for part in text.split(",") if (address := part.strip())])
     except ConfigurationError as error:

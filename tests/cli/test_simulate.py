@@ -13,7 +13,7 @@ import pytest
 
 from kvcluster.rebalance.simulate import simulate
 from kvcluster.rebalance.workload import zipf
-from kvcluster.topology import Topology
+from kvcluster.topology import Node, Topology
 
 Cli = Callable[..., tuple[int, str, str]]
 SMALL = ("--keys", "1000", "--requests", "20000")
@@ -51,6 +51,23 @@ def test_json_has_every_figure(cli: Cli) -> None:
     assert (slots["scheme"], ketama["scheme"]) == ("slots", "ketama+live")
     assert slots["extra_loads"] > 250
     assert (ketama["extra_loads"], ketama["finished"], len(ketama["rates"])) == (0, True, 2)
+
+
+def test_topologies_in_files(cli: Cli, tmp_path: Path) -> None:
+    before, after = tmp_path / "before.toml", tmp_path / "after.toml"
+    before.write_text('slots = 1024\n[[nodes]]\naddress = "a"\n[[nodes]]\naddress = "b"\n')
+    after.write_text('slots = 1024\n[[nodes]]\naddress = "a"\n[[nodes]]\nid = "b"\naddress = "c"\nweight = 3\n')
+    code, out, _ = cli("simulate", *SMALL, "--from", str(before), "--to", str(after), "--schemes", "slots", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["to"][1] == {"id": "b", "address": "c:11211", "weight": 3}
+    old, new = (Topology(["a", "b"], slots=1024), Topology(["a", Node("c", 3, "b")], slots=1024))
+    (cost,) = simulate(zipf(1_000, requests=20_000), old, new, ["slots"])
+    assert document["schemes"][0]["moved"] == cost.moved
+    code, _, err = cli("simulate", "--from", str(tmp_path / "absent.toml"), "--to", "4")
+    assert code == 2
+    assert "absent.toml: there is no such file" in err
+    assert cli("simulate", "--from", str(before), "--to", "4")[2].startswith("kvcluster: slots cannot change with a resize")
 
 
 @pytest.mark.parametrize("replace", ["new-id", "same-id"])
