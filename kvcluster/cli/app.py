@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from kvcluster.cli import information, local, simulate
+from kvcluster.cli import information, local, rebalance, simulate
 from kvcluster.client import Client
 from kvcluster.cluster import URL_VARIABLE, parse_url
 from kvcluster.errors import CallerError, ConfigurationError, KvclusterError, MissingExtra
@@ -28,6 +28,7 @@ UsageError: Any = typer.BadParameter.__bases__[0]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 nodes_app = typer.Typer(help="Real memcached processes on this machine, or embedded nodes.")
 app.add_typer(nodes_app, name="nodes")
+app.add_typer(rebalance.app, name="rebalance")
 app.command("simulate")(simulate.command)
 
 Nodes = Annotated[
