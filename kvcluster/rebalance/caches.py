@@ -17,6 +17,8 @@ from math import inf
 
 BATCH = 100
 """Keys that the copier moves at once."""
+FILL = 0.95
+"""The part of a node's memory up to which what is free may be filled, as by default in a resize."""
 
 
 class Lru:
@@ -150,11 +152,11 @@ class Copier:
 
 
 def rooms(cluster: Cluster) -> list[float]:
-    """The bytes that may be copied to each node: what is free there, or, where that is more, the part of its memory that the keys
-    which move there are of all it owns. More would push out its own keys for colder ones."""
+    """The bytes that may be copied to each node: what is free there up to `FILL`, or, where that is more, the part of its memory that
+    the keys which move there are of all it owns. More would push out its own keys for colder ones."""
     owned = Counter(cluster.owners)
     arriving = Counter(owner for owner, source in zip(cluster.owners, cluster.sources, strict=True) if owner != source)
     return [
-        max(cache.limit - cache.used, cache.limit * arriving[at] / owned[at]) if arriving[at] else 0.0
+        max(cache.limit * FILL - cache.used, cache.limit * arriving[at] / owned[at]) if arriving[at] else 0.0
         for at, cache in enumerate(cluster.caches)
     ]

@@ -95,9 +95,8 @@ def zipf(
     names = [b"key:%d" % rank for rank in range(keys)]
     item_sizes = [ITEM_OVERHEAD + len(name) + size for name in names]
     cumulative = [*accumulate(zipf_shares(keys, exponent))]
-    drawn = random.Random(seed).choices(range(keys), cum_weights=cumulative, k=keys + requests)
-    asked = array("I", range(keys - 1, -1, -1))
-    asked.extend(drawn)
+    numbers = [*range(keys)]  # one object for each, which a dict recognises sooner than an equal one
+    asked = numbers[::-1] + random.Random(seed).choices(numbers, cum_weights=cumulative, k=keys + requests)
     warming = 2 * keys
     times = array("d", bytes(8 * warming))
     times.extend(number / per_second for number in range(requests))
@@ -135,7 +134,8 @@ def read_trace(path: str | Path) -> Workload:
 def _parsed(file: Iterator[str], path: str) -> Workload:
     rows = csv.reader(file)
     numbers: dict[str, int] = {}
-    keys, sizes, ops, times = array("I"), array("q"), bytearray(), array("d")
+    keys: list[int] = []
+    sizes, ops, times = array("q"), bytearray(), array("d")
     latest = float("-inf")
     try:
         columns = _columns(next(rows, []))

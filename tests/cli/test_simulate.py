@@ -137,7 +137,8 @@ def test_a_plot_without_its_extra(cli: Cli, tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_mistakes_of_the_caller_are_one_line(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
-    code, out, err = cli("simulate", *arguments)
+    small = () if "absent.csv" in arguments or "--keys" in arguments else SMALL
+    code, out, err = cli("simulate", *arguments, *small)
     assert (code, out) == (2, "")
     assert err.startswith("kvcluster: ")
     assert err.count("\n") == 1
