@@ -152,8 +152,8 @@ class Copier:
 
 
 def rooms(cluster: Cluster) -> list[float]:
-    """The bytes that may be copied to each node: what is free there up to `FILL`, or, where that is more, the part of its memory that
-    the keys which move there are of all it owns. More would push out its own keys for colder ones."""
+    """The bytes that may be copied to each node: what is free there up to `FILL`, or, where that is more, the part of its memory
+    that the keys which move there are of all it owns. More would push out its own keys for colder ones."""
     owned = Counter(cluster.owners)
     arriving = Counter(owner for owner, source in zip(cluster.owners, cluster.sources, strict=True) if owner != source)
     return [

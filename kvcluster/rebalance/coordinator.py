@@ -201,7 +201,7 @@ def _barrier(run: Run, source: TopologySource) -> None:
 
     :raises ResizeStopped: where a node that stays does not acknowledge it
     """
-    run.doing(f"epoch {run.lock.document.epoch}, phase {run.lock.document.phase}: waiting for every node to acknowledge it")
+    run.doing(f"epoch {run.lock.document.epoch}, waiting for every node to acknowledge it")
     for node in run.change.members:
         run.tell_epoch(node)
     if run.dead:
