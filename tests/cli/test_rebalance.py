@@ -18,6 +18,8 @@ import pytest
 from pymemcache.client.base import Client
 from rich.console import Console
 
+from kvcluster import Client as KvClient
+from kvcluster import __version__ as version
 from kvcluster.cli import rebalance as commands
 from kvcluster.cli import rebalance_shown as shown
 from kvcluster.errors import ResizeStopped
@@ -146,6 +148,19 @@ def test_run_and_verify(cli: Cli, town: Town) -> None:
     code, _, err = cli("rebalance", "run", *arguments)
     assert code == 2
     assert "the wanted topology is the present one" in err
+
+
+def test_a_client_that_follows_is_seen_and_served(cli: Cli, town: Town) -> None:
+    arguments = ("--topology", str(town.file), "--wanted", str(town.wanted))
+    with KvClient.from_topology(town.source) as client:
+        values = {key: f"value of {key}".encode() for key in town.keys}
+        assert client.get_many(town.keys) == values
+        code, out, _ = cli("rebalance", "plan", *arguments)
+        assert code == 0
+        assert re.search(rf"\d +{re.escape(version)} +1 +\ds ago", out)
+        assert cli("rebalance", "run", *arguments)[0] == 0
+        assert client.get_many(town.keys) == values
+        assert {node.address for node in client.topology.nodes} == {*town.addresses}
 
 
 def test_run_as_json(cli: Cli, town: Town) -> None:
