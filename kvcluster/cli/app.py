@@ -48,6 +48,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error.format_message(), 2)
     except (CallerError, MissingExtra) as error:
         return _fail(str(error), 2)
+    except typer.Abort:
+        return _fail("interrupted", 130)  # as a shell says of SIGINT
     except BrokenPipeError:
         # Whoever read the output has seen enough; the interpreter must not complain about what is left of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -210,9 +210,17 @@ def test_people_are_asked(cli: Cli, town: Town, monkeypatch: pytest.MonkeyPatch)
     code, out, _ = cli(*arguments)
     assert code == 1
     assert out.endswith("nothing was changed\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.typer, "confirm", _interrupted)
+        code, _, err = cli(*arguments)
+        assert (code, err) == (130, "kvcluster: interrupted\n")
     town.check(town.addresses[:2])
     assert cli(*arguments)[0] == 0
     town.check()
+
+
+def _interrupted(_: str) -> bool:
+    raise commands.typer.Abort  # as typer does on Ctrl-C at a prompt
 
 
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
