@@ -5,7 +5,8 @@ Each node is an LRU of item sizes under a limit of bytes. Keys and nodes are num
 A live migration is the protocol's MIGRATE phase. A get asks the new owner, then the old one (and fills the new one from it), then
 the database; a set stores at the new owner and deletes at the old one; a delete goes to both. Meanwhile a copier takes what each
 source held as the phase began, most recently used first, at a fixed rate, until a destination has got its share of memory. Then the
-old owners are swept and no longer asked.
+old owners are swept and no longer asked. The order of use is exact here; a real node notes it late for the keys used most, which
+reads carry over anyway.
 """
 
 from __future__ import annotations
