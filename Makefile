@@ -12,12 +12,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Few workers: the tests talk to real nodes, which want processors too.
 PYTEST := $(BIN)/pytest -n 2
 .DEFAULT_GOAL := help
-.PHONY: help test lint demo demo-resize bench bench-check requirements memcached clean
+.PHONY: help test lint demo demo-resize bench bench-cache bench-check soak model requirements memcached databases clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-test: lint memcached ## lint, types, import floors, all tests, then those with compiled twins again in pure Python
+test: lint memcached databases ## lint, types, import floors, all tests, then those with compiled twins again in pure Python
 	$(PYTEST)
 	KVCLUSTER_PURE=1 $(PYTEST) $(wildcard tests/protocol tests/placement tests/client)
 
@@ -36,8 +36,18 @@ demo-resize: $(VENV)/demo memcached ## keys moved and hits lost when a node join
 bench: $(VENV)/bench memcached ## ratios to every peer in the same run, with the marks; all of it by `python -m benchmarks --full`
 	$(BIN)/python -m benchmarks
 
+bench-cache: $(VENV)/bench memcached databases ## reading through the cache: herds, hits, bulk loads, commits, with the marks
+	$(BIN)/python -m benchmarks --readthrough
+
 bench-check: $(VENV)/bench ## what became slower than on main; advises, and fails nothing
 	-$(BIN)/python -m benchmarks --check main
+
+soak: $(VENV)/dev memcached databases ## hours: 10,000,000 checked reads beside writers, 200 processes killed in mid-commit, 16 threads
+	KVCLUSTER_SOAK=1 KVCLUSTER_READS=10000000 KVCLUSTER_CRASHES=200 $(BIN)/pytest --timeout 0 -rP \
+	  tests/cache/test_processes.py tests/outbox/test_crashes.py tests/client/test_threads.py tests/aio/test_soak.py
+
+model: $(VENV)/dev memcached ## half an hour: a resize in larger worlds of the state model, and a million reads beside real ones
+	$(BIN)/pytest --timeout 0 -m large -n 2 tests/rebalance
 
 requirements: ## write the pinned requirements anew from pyproject.toml
 	rm -rf $(VENV)-pins
@@ -93,6 +103,15 @@ $(VENV)/bench: $(BENCH_PINS) $(VENV)/dev
 $(VENV)/demo: pyproject.toml $(PINS) $(NATIVE) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e '.[demo]'
 	@touch $@
+
+# Real databases where they can be had. Where an init system runs, installing a server would start it, which nobody has asked for:
+# there the tests take what is installed, else Docker, else they skip those databases and say so.
+databases:
+	@missing=; \
+	PATH="$$PATH:/usr/sbin" command -v mariadbd >/dev/null || missing="mariadb-server"; \
+	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || missing="$$missing postgresql"; \
+	if [ -n "$$missing" ] && [ ! -d /run/systemd/system ] && command -v apt-get >/dev/null; then \
+	  echo "missing: $$missing; trying to install"; $(call system-install,$$missing); fi
 
 # Real nodes where they can be had; the tests and the demo make the same choice.
 memcached:

@@ -1,4 +1,4 @@
-"""The databases that tests run on; a run's header says which."""
+"""What all tests share: the databases that they run on, which a run's header names, and how properties are searched."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.databases import KINDS, Database, Servers, describe
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("kvcluster", deadline=None)
+settings.load_profile("kvcluster")
 
 
 def pytest_report_header() -> str:

@@ -57,7 +57,7 @@ def side():
 
 @pytest.fixture
 def worker(side, longs):
-    return Worker(Setting("scripted", 0, (), Path(), "demo", CITIES), side, Tally(longs), [0] * len(CITIES))
+    return Worker(Setting("scripted", 0, (), None, Path(), "demo", CITIES), side, Tally(longs), [0] * len(CITIES))
 
 
 def counted(longs):

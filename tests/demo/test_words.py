@@ -66,11 +66,14 @@ def drawn(renderable: object) -> str:
 def test_the_screen_shows_the_counters_of_both_sides():
     done = [(ACTS[0], result(figures(queries=640), figures(queries=5)))]
     now = {"pymemcache": figures(queries=1234, wrong=56), "kvcluster": figures(queries=789)}
-    picture = drawn(render(View("4 nodes", ACTS[1], "editors and readers", now, done)))
+    curves = {"pymemcache": (1.0, 0.5), "kvcluster": (1.0, 1.0)}
+    picture = drawn(render(View("4 nodes", ACTS[1], "editors and readers", now, curves, done)))
     (queries,) = (line for line in picture.splitlines() if line.count("database queries") == 2)
     assert "1,234" in queries
     assert "789" in queries
     assert "640 | 5" in picture
+    (without,) = (line for line in picture.splitlines() if line.count("without database") == 2)
+    assert "█▄" in without.partition("││")[0]
 
 
 def test_the_node_table_ends_with_the_total():

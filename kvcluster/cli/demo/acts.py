@@ -85,9 +85,10 @@ def play_join(stage: Stage, seconds: float) -> Result:
     start = _traffic(stage, seconds, "join", front=0.0, edits=0.0)
     stage.wait(start + 0.15 * seconds)
     stage.mark("the new node joins, empty")
-    stage.join()
+    resize = stage.join()
+    stage.note = "the new node serves"
     stage.wait(start + seconds)
-    return stage.finish()
+    return stage.finish(**({} if resize is None else {"copied": resize.outcomes.get("stored", 0), "seconds": resize.seconds}))
 
 
 ACTS = (
@@ -107,5 +108,12 @@ ACTS = (
         0.4,
         play_hang,
     ),
-    Act("join", "A node joins", "one more node joins, empty; what does that cost the database?", 0.26, play_join, warm=True),
+    Act(
+        "join",
+        "A node joins",
+        "one more node joins: empty on the left, by a live migration on the right; what does that cost the database?",
+        0.26,
+        play_join,
+        warm=True,
+    ),
 )

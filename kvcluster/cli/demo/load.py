@@ -130,12 +130,14 @@ class Setting:
 
     :param side: a name in `SIDES`
     :param number: of this worker, from 0
+    :param topology: the file that says which nodes there are, for a side that follows it; None for nodes that are not to be resized
     :param cities: (id, population), largest first
     """
 
     side: str
     number: int
     nodes: tuple[str, ...]
+    topology: Path | None
     database: Path
     namespace: str
     cities: tuple[tuple[int, int], ...]
@@ -306,7 +308,7 @@ def work(setting: Setting, orders: Connection, tally_longs: Longs, versions: Lon
     logging.getLogger("kvcluster").addHandler(logging.NullHandler())  # lines in between would tear the screen
     tally = Tally(tally_longs)
     sessions: sessionmaker[Session] = open_database(setting.database, lambda: tally.add("queries"), callers=CALLERS // WORKERS)
-    side = SIDES[setting.side](setting.nodes, sessions, setting.namespace)
+    side = SIDES[setting.side](setting.nodes, setting.topology, sessions, setting.namespace)
     worker = Worker(setting, side, tally, versions)
     orders.send(worker.report())
     while True:

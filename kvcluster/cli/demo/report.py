@@ -112,9 +112,17 @@ def _hang(result: Result) -> str:
 
 def _join(result: Result) -> str:
     left, right = result.tail[LEFT], result.tail[RIGHT]
+    if "copied" not in result.facts:
+        return (
+            f"A node that joined empty cost the database {left.queries:,} queries in {left.reads:,} reads with {LEFT} and "
+            f"{right.queries:,} in {right.reads:,} with {RIGHT} ({compare(left.queries, right.queries)})."
+        )
+    lowest = {side: min(curve, default=1.0) for side, curve in result.curves.items()}
     return (
-        f"A node that joined empty cost the database {left.queries:,} queries in {left.reads:,} reads with {LEFT} and "
-        f"{right.queries:,} in {right.reads:,} with {RIGHT} ({compare(left.queries, right.queries)})."
+        f"A node that joined empty cost the database {left.queries:,} queries in {left.reads:,} reads with {LEFT}, and in the "
+        f"worst half second {lowest[LEFT]:.0%} of the reads needed none; with {RIGHT} {int(result.facts['copied']):,} keys were "
+        f"moved live in {result.facts['seconds']:.1f} s, which cost {right.queries:,} in {right.reads:,} "
+        f"({compare(left.queries, right.queries)}), at worst {lowest[RIGHT]:.0%}."
     )
 
 

@@ -44,7 +44,7 @@ PROGRAMS = {
         "get, SELECT, set; after a commit delete",
         "its docs' Best Practices, pickle serde; else defaults",
     ),
-    RIGHT: Program("kvcluster", "cache.repository(City), cache.bind(sessions)", "defaults"),
+    RIGHT: Program("kvcluster", "cache.repository(City), cache.bind(sessions)", "defaults; which nodes there are, from a file"),
 }
 
 
@@ -58,6 +58,18 @@ def milliseconds(seconds: float | None) -> str:
     return f"{seconds * 1000:,.{1 if seconds < 0.01 else 0}f} ms"
 
 
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def bars(shares: Sequence[float], most: int = 40) -> str:
+    """The latest of some shares (0 to 1) as small bars, the oldest first.
+
+    >>> bars([0.0, 0.5, 1.0])
+    '▁▄█'
+    """
+    return "".join(BARS[int(share * (len(BARS) - 1))] for share in shares[-most:])
+
+
 @dataclass(frozen=True)
 class View:
     """One picture.
@@ -65,6 +77,7 @@ class View:
     :param setting: one line that stays
     :param note: what happened last
     :param figures: of the act so far, by side
+    :param curves: the share of reads that needed no database, point after point, by side
     :param done: the acts before
     """
 
@@ -72,6 +85,7 @@ class View:
     act: Act
     note: str
     figures: dict[str, Figures]
+    curves: dict[str, tuple[float, ...]]
     done: Sequence[tuple[Act, Result]]
 
 
@@ -80,7 +94,7 @@ def render(view: View) -> RenderableType:
     sides = Table.grid(expand=True)
     sides.add_column(ratio=1)
     sides.add_column(ratio=1)
-    sides.add_row(*(_side(side, view.figures) for side in (LEFT, RIGHT)))
+    sides.add_row(*(_side(side, view.figures, view.curves[side]) for side in (LEFT, RIGHT)))
     parts: list[RenderableType] = [
         Text(view.setting, style="dim"),
         Text.assemble((f"Act {ACTS.index(view.act) + 1} of {len(ACTS)}: {view.act.title}.", "bold"), " ", view.act.story),
@@ -92,7 +106,7 @@ def render(view: View) -> RenderableType:
     return Group(*parts)
 
 
-def _side(side: str, figures: dict[str, Figures]) -> Panel:
+def _side(side: str, figures: dict[str, Figures], curve: Sequence[float]) -> Panel:
     program, mine = PROGRAMS[side], figures[side]
     counters: tuple[tuple[str, Callable[[Figures], float], Callable[[Figures], str]], ...] = (
         ("database queries", lambda each: each.queries, lambda each: f"{each.queries:,}"),
@@ -107,9 +121,10 @@ def _side(side: str, figures: dict[str, Figures]) -> Panel:
         # A bar is as long as its side's share of the larger of the two, so the two panels can be compared at a glance.
         most = max(value(each) for each in figures.values())
         body.add_row(name, text(mine), Bar(most or 1, 0, value(mine), color=COLOURS[side]))
+    without = Text.assemble("without database ", (bars(curve), COLOURS[side]), no_wrap=True, overflow="crop")
     foot = Text(f"{mine.reads:,} reads, {mine.edits:,} edits, {mine.errors:,} errors", style="dim")
     return Panel(
-        Group(Text(program.how), Text(program.settings, style="dim"), Text(), body, Text(), foot),
+        Group(Text(program.how), Text(program.settings, style="dim"), Text(), body, without, Text(), foot),
         title=Text(program.who, style=f"bold {COLOURS[side]}"),
         title_align="left",
         border_style=COLOURS[side],
@@ -210,6 +225,9 @@ class PlainScreen:
                 f"  {side:>10}: {mine.queries:6,} database queries, {mine.wrong:5,} wrong pages, p99 {p99:>8}; "
                 f"{mine.reads:,} reads, {mine.edits:,} edits, {mine.errors:,} errors"
             )
+        if act.name == "join":
+            for side in (LEFT, RIGHT):
+                self.say(f"  {side:>10}: {bars(result.curves[side])} reads that needed no database, over time")
 
 
 def screen_for(console: Console) -> Screen:

@@ -58,7 +58,7 @@ def play(stage: Stage, seconds: float, console: Console) -> dict[str, Result]:
 
 
 def _show(screen: Screen, stage: Stage, act: Act, setting: str, done: Sequence[tuple[Act, Result]]) -> None:
-    screen.show(View(setting, act, stage.note, stage.figures(), done))
+    screen.show(View(setting, act, stage.note, stage.figures(), stage.curves(), done))
 
 
 def _close(stage: Stage, results: dict[str, Result], given: Sequence[str], console: Console) -> None:

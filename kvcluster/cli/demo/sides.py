@@ -4,12 +4,14 @@ The left one is what pymemcache's own documentation recommends ("Best Practices"
 `ignore_exc`, `get_many`, the pickle serde, and its defaults in everything else; `use_pooling` because threads share it. It reads
 through by get, SELECT, set, and deletes after the commit. It stores plain dicts, which is less work than rebuilding mapped objects.
 
-The right one is a kvcluster `Cache` with a repository and a bound sessionmaker, defaults in everything.
+The right one is a kvcluster `Cache` with a repository and a bound sessionmaker, defaults in everything. Its client follows the
+topology in a file, so that the nodes can be changed under way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pymemcache import serde
@@ -18,6 +20,7 @@ from sqlalchemy import select
 
 from kvcluster import Cache, Client
 from kvcluster.cli.demo.world import City
+from kvcluster.sources import FileSource
 from kvcluster.topology import as_node
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ class Side(Protocol):
         ...
 
     def join(self, address: str, nodes: Sequence[str]) -> None:
-        """The node at ``address`` joins; ``nodes`` are all from now on."""
+        """The node at ``address`` joins, empty; ``nodes`` are all from now on. Nothing is left to do for a side that follows."""
         ...
 
     def hits_and_misses(self) -> dict[str, tuple[int, int]]:
@@ -64,7 +67,7 @@ def _edit(sessions: sessionmaker[Session], id: int) -> int:
 class Pymemcache:
     """What people run now."""
 
-    def __init__(self, nodes: Sequence[str], sessions: sessionmaker[Session], namespace: str) -> None:
+    def __init__(self, nodes: Sequence[str], topology: Path | None, sessions: sessionmaker[Session], namespace: str) -> None:
         self._sessions = sessions
         self._namespace = namespace
         self._client = HashClient(
@@ -118,9 +121,10 @@ class Pymemcache:
 class Kvcluster:
     """The same with kvcluster."""
 
-    def __init__(self, nodes: Sequence[str], sessions: sessionmaker[Session], namespace: str) -> None:
+    def __init__(self, nodes: Sequence[str], topology: Path | None, sessions: sessionmaker[Session], namespace: str) -> None:
         self._sessions = sessions
-        self._client = Client(nodes)
+        self._follows = topology is not None
+        self._client = Client(nodes) if topology is None else Client.from_topology(FileSource(topology))
         cache = Cache(namespace, ttl=TTL)
         cache.connect(self._client)
         self._cities = cache.repository(City, sessions)
@@ -137,7 +141,8 @@ class Kvcluster:
         return _edit(self._sessions, id)
 
     def join(self, address: str, nodes: Sequence[str]) -> None:
-        self._client.set_nodes(nodes)
+        if not self._follows:
+            self._client.set_nodes(nodes)
 
     def hits_and_misses(self) -> dict[str, tuple[int, int]]:
         return {address: (counts.hits, counts.misses) for address, counts in self._client.statistics().nodes.items()}
@@ -146,4 +151,7 @@ class Kvcluster:
         self._client.close()
 
 
-SIDES: dict[str, Callable[[Sequence[str], sessionmaker[Session], str], Side]] = {"pymemcache": Pymemcache, "kvcluster": Kvcluster}
+SIDES: dict[str, Callable[[Sequence[str], Path | None, sessionmaker[Session], str], Side]] = {
+    "pymemcache": Pymemcache,
+    "kvcluster": Kvcluster,
+}

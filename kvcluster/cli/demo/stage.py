@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +20,23 @@ from kvcluster.cli.demo.load import TALLY_SIZE, WORKERS, Figures, Finish, Join, 
 from kvcluster.cli.demo.sides import SIDES
 from kvcluster.cli.demo.world import create, real_cities
 from kvcluster.errors import NodeUnreachable
+from kvcluster.rebalance import Progress, Rebalance
+from kvcluster.rebalance import Report as Resize
+from kvcluster.sources import FileSource
 from kvcluster.stats.server import NodeStats, collect
 from kvcluster.testing.nodes import Kind, RunningNode, find_memcached, start_node
-from kvcluster.topology import as_node
+from kvcluster.topology import Document, as_node
 
 NODES = 4
 KINDS: dict[Kind, str] = {
     "binary": "memcached processes",
     "embedded": "embedded nodes in pure Python, as there is no memcached here",
 }
+FOLLOWER = "kvcluster"
+"""The side whose cluster can be resized while it serves."""
 TICK = 0.25
+SAMPLED = 0.5
+"""Seconds of reads that one point of a curve is taken over."""
 
 
 @dataclass
@@ -38,11 +46,13 @@ class Result:
     :param total: figures of the whole act, by side
     :param tail: figures since the act's last event, by side
     :param facts: numbers of the act's own, for the closing sentences
+    :param curves: the share of reads that needed no database, point after point, by side
     """
 
     total: dict[str, Figures] = field(default_factory=dict)
     tail: dict[str, Figures] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class Stage:
@@ -57,11 +67,15 @@ class Stage:
         self.note = ""
         self.on_tick: Callable[[], None] = lambda: None
         self._running = running
+        self._source: FileSource | None = None
         self._reports: dict[str, list[Report]] = {}
         self._tallies: dict[str, list[Any]] = {side: [] for side in SIDES}
         self._workers: list[tuple[str, Any, Any]] = []
         self._begin = {side: Figures() for side in SIDES}
         self._mark = dict(self._begin)
+        self._curves: dict[str, list[float]] = {side: [] for side in SIDES}
+        self._sampled = dict(self._begin)
+        self._sampled_at = 0.0
         self._first_stats = {side: collect(self.nodes[side]) for side in SIDES}
 
     @property
@@ -75,13 +89,18 @@ class Stage:
         context = multiprocessing.get_context("spawn")
         cities = tuple((city["id"], city["population"]) for city in self.cities)
         run = f"{time.time_ns() // 1_000_000:x}"
+        if self.can_hang:
+            self._source = FileSource(folder / "topology.toml")
+            self._source.create(Document(tuple(as_node(address) for address in self.nodes[FOLLOWER][:-1])))
         for side in SIDES:
+            topology = self._source.path if side == FOLLOWER and self._source else None
             create(folder / f"{side}.db", self.cities)
             versions = context.Array("q", len(cities), lock=False)
             for number in range(WORKERS):
                 tally = context.Array("q", TALLY_SIZE, lock=False)
                 ours, theirs = context.Pipe()
-                setting = Setting(side, number, tuple(self.nodes[side][:-1]), folder / f"{side}.db", f"demo-{side}-{run}", cities)
+                nodes = tuple(self.nodes[side][:-1])
+                setting = Setting(side, number, nodes, topology, folder / f"{side}.db", f"demo-{side}-{run}", cities)
                 process = context.Process(target=work, args=(setting, theirs, tally, versions), daemon=True)
                 process.start()
                 theirs.close()
@@ -121,7 +140,9 @@ class Stage:
 
     def begin(self) -> None:
         """From here on figures count for a new act."""
-        self._begin = self._mark = self._now()
+        self._begin = self._mark = self._sampled = self._now()
+        self._sampled_at = time.time()
+        self._curves = {side: [] for side in SIDES}
 
     def mark(self, note: str) -> None:
         """Something happened."""
@@ -135,16 +156,31 @@ class Stage:
         """What was counted since the act began."""
         return {side: now - self._begin[side] for side, now in self._now().items()}
 
+    def curves(self) -> dict[str, tuple[float, ...]]:
+        """The share of reads that needed no database since the act began, a point for each half second of them."""
+        return {side: tuple(curve) for side, curve in self._curves.items()}
+
     def wait(self, until: float) -> None:
         while (left := until - time.time()) > 0:
-            time.sleep(min(left, TICK))
-            self.on_tick()
+            self._pass(min(left, TICK))
+
+    def _pass(self, seconds: float) -> None:
+        time.sleep(seconds)
+        if time.time() - self._sampled_at >= SAMPLED:
+            self._sampled_at, now = time.time(), self._now()
+            for side, curve in self._curves.items():
+                since = now[side] - self._sampled[side]
+                if since.reads:
+                    curve.append(max(0.0, 1 - since.queries / since.reads))
+            self._sampled = now
+        self.on_tick()
 
     def finish(self, **facts: float) -> Result:
         """Wait for the end of what was ordered."""
         self.order(Finish())
         now = self._now()
-        return Result(self.figures(), {side: now[side] - self._mark[side] for side in now}, facts)
+        tail = {side: now[side] - self._mark[side] for side in now}
+        return Result(self.figures(), tail, facts, self.curves())
 
     def pause(self, index: int) -> None:
         for side in SIDES:
@@ -154,11 +190,40 @@ class Stage:
         for side in SIDES:
             self._running[self.nodes[side][index]].resume()
 
-    def join(self) -> None:
-        """The last node of each side joins. Sides may have other nodes, so each is told about its own."""
+    def join(self) -> Resize | None:
+        """The last node of each side joins. Sides may have other nodes, so each is told about its own.
+
+        The side that follows a topology is resized live instead; what that did is returned once it is over. On nodes of the user's
+        it joins empty as well: a live resize deals with every key of a node, and not all of them are the demo's.
+        """
         for side, _, pipe in self._workers:
             pipe.send(Join(self.nodes[side][-1], tuple(self.nodes[side])))
+        resize = self._resize() if self._source else None
         self._collect()
+        return resize
+
+    def _resize(self) -> Resize:
+        assert self._source is not None
+        rebalance = Rebalance(self._source, [as_node(address) for address in self.nodes[FOLLOWER]])
+        ended: list[Resize | BaseException] = []
+
+        def show(progress: Progress) -> None:
+            self.note = f"the new node joins, empty | live, phase {progress.phase}: {progress.keys:,} keys moved"
+
+        def run() -> None:
+            try:
+                ended.append(rebalance.run(show))
+            except BaseException as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            self._pass(TICK)
+        (outcome,) = ended
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     def errors(self) -> dict[str, Counter[str]]:
         """What was raised so far, by side and kind."""
