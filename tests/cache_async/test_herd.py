@@ -176,6 +176,31 @@ def test_a_winner_that_is_killed_costs_one_more_load(nodes: list[RunningNode]) -
     assert (loads.value, answers.value) == (2, 2 * 8)
 
 
+def test_a_winner_that_is_killed_in_an_early_refresh_costs_one_more_load(nodes: list[RunningNode]) -> None:
+    loading, go, ready = SPAWN.Event(), SPAWN.Event(), SPAWN.Semaphore(0)
+    loads, answers = SPAWN.Value("i", 0), SPAWN.Value("i", 0)
+    with Client(addresses(nodes), timeout=PATIENT, connect_timeout=PATIENT) as client:
+        assert client.set("herd:row:hot", "old", expire=60)
+    readers = [(workers.reader, (kind, addresses(nodes), 8, go, ready, loads, answers, 0.3)) for kind in ("asyncio", "uvloop")]
+    with running((workers.refresher, ("asyncio", addresses(nodes), loading, loads)), *readers) as (winner, *others):
+        assert loading.wait(30)
+        for _ in others:
+            assert ready.acquire(timeout=30)
+        winner.kill()
+        go.set()
+        end(others)
+    assert (loads.value, answers.value) == (2, 2 * 8)
+
+
+def test_a_live_winner_is_left_to_finish(nodes: list[RunningNode]) -> None:
+    """With the default lease, and before anybody knows how long loads take."""
+    gate, loads, answers = SPAWN.Barrier(2), SPAWN.Value("i", 0), SPAWN.Value("i", 0)
+    kinds = ["asyncio", "uvloop"]
+    with running(*[(workers.herd, (kind, addresses(nodes), 8, gate, loads, answers, 0.6)) for kind in kinds]) as processes:
+        end(processes)
+    assert (loads.value, answers.value) == (1, 2 * 8)
+
+
 # -- loops
 
 

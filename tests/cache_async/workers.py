@@ -74,3 +74,46 @@ def doomed(kind: str, addresses: list[str], loading: Any, loads: Any) -> None:
         await load("hot")
 
     in_loop(kind, addresses, main)
+
+
+def refresher(kind: str, addresses: list[str], loading: Any, loads: Any) -> None:
+    """Win an early refresh and never come back."""
+
+    async def main(cache: Cache) -> None:
+        @cache.loader("row:{name}", ttl=60, stale_while_revalidate=60)
+        async def load(name: str) -> str:
+            bump(loads)
+            loading.set()
+            await asyncio.sleep(600)
+            return name
+
+        assert await load("hot") == "old"
+        await asyncio.sleep(600)
+
+    in_loop(kind, addresses, main)
+
+
+def reader(kind: str, addresses: list[str], callers: int, go: Any, ready: Any, loads: Any, answers: Any, seconds: float) -> None:
+    """Know how long loads take, then read the stale value whose refresher was killed until there is a new one."""
+
+    async def main(cache: Cache) -> None:
+        @cache.loader("row:{name}", ttl=60, stale_while_revalidate=60)
+        async def load(name: str) -> str:
+            if name == "hot":
+                bump(loads)
+            await asyncio.sleep(seconds)
+            return name
+
+        async def ask() -> None:
+            async with asyncio.timeout(30):
+                while (value := await load("hot")) != "hot":
+                    assert value == "old"
+                    await asyncio.sleep(0.005)
+            bump(answers)
+
+        await load(f"warm {os.getpid()}")
+        ready.release()
+        assert go.wait(60)
+        await asyncio.gather(*[ask() for _ in range(callers)])
+
+    in_loop(kind, addresses, main)
