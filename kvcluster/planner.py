@@ -45,7 +45,7 @@ Key: TypeAlias = str | bytes
 
 ITEM_SIZE_MAX: Final = 1 << 20
 STAMP_SIZE: Final = 8  # bytes
-_RELATIVE_MAX: Final = 30 * 86400  # above this memcached takes a ttl for a point in time
+RELATIVE_MAX: Final = 30 * 86400  # above this memcached takes a ttl for a point in time
 _EPOCH_TIMES: Final = 1_000_000_000  # above this a caller gives one, as memcached's clients may
 EXPTIME_MAX: Final = (1 << 31) - 1  # memcached keeps points in time in 32 bits with a sign; a later one is past
 _UINT32, _UINT64 = 1 << 32, 1 << 64
@@ -77,6 +77,10 @@ class Planner:
         """A key as its node stores it."""
         return wire_key(key, self.prefix, self.strict_keys)
 
+    def wires(self, keys: Sequence[Key]) -> list[bytes]:
+        """Keys as their nodes store them."""
+        return plain_keys(list(keys), self.prefix, self.unusual)
+
     def address(self, wire: bytes) -> str:
         """The address of the node that owns a key."""
         return self.placement.addresses[self.placement.index(wire)]
@@ -98,11 +102,9 @@ class Planner:
 
     def group_wires(self, wires: Sequence[bytes]) -> dict[str, list[bytes]]:
         """Wire keys by the address of the node that owns them."""
-        addresses = self.placement.addresses
-        groups: dict[str, list[bytes]] = {}
-        for wire, owner in zip(wires, self.placement.indexes(wires), strict=True):
-            groups.setdefault(addresses[owner], []).append(wire)
-        return groups
+        plain, addresses = [*wires], self.placement.addresses
+        groups = group(plain, plain, self.placement.indexes(wires))
+        return {addresses[owner]: owned for owner, (owned, _) in groups.items()}
 
     # -- reads
 
@@ -325,7 +327,7 @@ class Planner:
             raise ConfigurationError(f"expire must be a number of seconds, not {expire!r}")
         if expire < 0 or 0 < expire < 1 or expire != expire:
             raise ConfigurationError(f"expire must be 0 (no expiry) or at least 1 second, not {expire!r}")
-        ends = self.clock() + expire if _RELATIVE_MAX < expire < _EPOCH_TIMES else expire
+        ends = self.clock() + expire if RELATIVE_MAX < expire < _EPOCH_TIMES else expire
         if ends > EXPTIME_MAX:
             raise ConfigurationError(
                 f"expire must be over by {EXPTIME_MAX} (2038-01-19), the last second memcached knows, not {expire!r}"

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 from kvcluster.aio import AsyncClient
 from kvcluster.cache.drive import count
@@ -20,7 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-#: The most refreshes that are under way at a time in this process; one more is left to a later reader.
+#: The most refreshes that are under way at a time in an event loop; one more is left to a later reader.
 MOST_REFRESHES: Final = 100
 
 
@@ -157,20 +158,26 @@ async def drive_async(flow: Flow[T], client: AsyncClient) -> T:
         return stop.value  # type: ignore[no-any-return]
 
 
-#: The tasks of detached flows; the event loop itself keeps no hold of them.
-_beside: Final[set[asyncio.Task[None]]] = set()
+#: The tasks of detached flows, by event loop, which itself keeps no hold of them.
+_beside: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, set[asyncio.Task[None]]]] = WeakKeyDictionary()
+
+
+def beside() -> set[asyncio.Task[None]]:
+    """The tasks of detached flows in the running event loop."""
+    return _beside.setdefault(asyncio.get_running_loop(), set())
 
 
 def _detach(need: Detach, client: AsyncClient) -> bool:
     """Carry out a flow in a task of its own, which the end of its event loop cancels."""
-    if not need.awaited and len(_beside) >= MOST_REFRESHES:
+    tasks = beside()
+    if not need.awaited and len(tasks) >= MOST_REFRESHES:
         return False
     context = copy_context()
     if not need.awaited:
         context.run(LOADING.set, frozenset())
     task = asyncio.get_running_loop().create_task(_give_up_after(need.seconds, need.flow, client), context=context)
-    _beside.add(task)
-    task.add_done_callback(_beside.discard)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
     return True
 
 

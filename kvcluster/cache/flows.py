@@ -182,7 +182,7 @@ def read_on(source: Source, wire: bytes, load: Callable[[], Any], answer: Answer
         if leads:
             outcome = yield from _lead(source, wire, load, flight, answer, patience, stamps, spare is not None)
         else:
-            source.keys((wire,))
+            source.refuse_own((wire,))
             outcome = yield Join(flight, patience.left(spare is not None, source.times.takeover(source.policy)))
         if outcome is not None and outcome.valid_from >= asked:
             if outcome.error is None:
@@ -463,7 +463,7 @@ def read_many(
         won = {wire: answer for wire, answer in answers.items() if not answer.found and not answer.lost}
         lost = {wire: answer for wire, answer in answers.items() if not answer.found and answer.lost}
         try:
-            source.keys((*won, *lost))
+            source.refuse_own((*won, *lost))
         except CallerError:
             yield from _give_back(source, won)
             raise

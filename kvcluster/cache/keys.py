@@ -63,6 +63,11 @@ def escaped(value: object, name: str = "argument") -> str:
     raise IllegalKey(f"{name} must be int, str, UUID, date or Enum to be part of a key, not {kind.__name__}")
 
 
+def _text(value: object, name: str) -> object:
+    """What `escaped` makes of a value, or a number as it is, which has nothing to escape."""
+    return value if type(value) is int and value >= 0 else escaped(value, name)
+
+
 def _percent_escaped(text: str) -> str:
     return _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", text)
 
@@ -134,12 +139,19 @@ class Template:
         :raises IllegalKey: where one of them cannot be part of a key
         """
         if self._simple and not kwargs and len(args) == len(self._positional):
-            texts = [
-                args[place] if type(args[place]) is int and args[place] >= 0 else escaped(args[place], name)
-                for place, name in self._places
-            ]
-            return self._format % tuple(texts)
+            return self._format % tuple([_text(args[place], name) for place, name in self._places])
         return self.filled(self.arguments(args, kwargs))
+
+    def keys(self, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+        """`key` of each call with one of these values as the first argument, and the others as they are."""
+        values = [*many]
+        if not (self._simple and not kwargs and values and len(args) + 1 == len(self._positional)):
+            return [self.key((value, *args), kwargs) for value in values]
+        others = ["%s" if not place else str(_text(args[place - 1], name)).replace("%", "%%") for place, name in self._places]
+        form, first, times = self._format.replace("%%", "%%%%") % tuple(others), self.many, others.count("%s")
+        if times == 1:
+            return [form % (_text(value, first),) for value in values]
+        return [form % ((_text(value, first),) * times) for value in values]
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """A call's arguments by name, defaults included.

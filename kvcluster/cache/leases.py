@@ -20,7 +20,7 @@ from kvcluster.cache.shapes import UNTYPED, Shape
 from kvcluster.codec import Codec, Undecodable
 from kvcluster.errors import CallerError
 from kvcluster.plan import DeleteMany, Failures, Plan
-from kvcluster.planner import STAMP_SIZE, Planner
+from kvcluster.planner import RELATIVE_MAX, STAMP_SIZE, Planner
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Reply
 from kvcluster.protocol.requests import Commands, Deletes, Request, Stores, is_placeholder
@@ -110,9 +110,7 @@ class LeaseGets(Commands):
         wanted: Sequence[bytes] = ()
         if depends or also:
             wanted = [*dict.fromkeys([*(stamp for wire in wires for stamp in depends.get(wire, ())), *also])]
-        payload = b"".join(
-            [*[requests.meta_get(wire, flags) for wire in wires], *[requests.meta_get(stamp, b"v O" + token) for stamp in wanted]]
-        )
+        payload = requests.meta_gets(wires, flags) + requests.meta_gets(wanted, b"v O" + token)
         ahead = len(before) + len(create or ())
         super().__init__(payload, ahead + len(wires) + len(wanted), opaque=token)
         self.wires = wires
@@ -144,20 +142,28 @@ class LeaseGets(Commands):
 
     def settle(self, counters: Counters) -> None:
         """Decode what was found, and count hits and misses."""
-        super().settle(counters)
         replies = self.replies
+        counters.errors += len([reply for reply in replies if reply.value is None and " " in reply.status])
         if self._ahead:
             counters.takeovers += [reply.status for reply in replies[self._ahead - self._takeovers : self._ahead]].count("HD")
             replies = replies[self._ahead :]
         for stamp, reply in zip(self._wanted, replies[len(self.wires) :], strict=True):
             if reply.value is not None and len(reply.value) == STAMP_SIZE:
                 self.stamps[stamp] = reply.value
-        for wire, reply in zip(self.wires, replies, strict=False):
-            answer = self._answer(wire, reply, counters)
-            if self._first:
-                counters.hits += answer.found
-                counters.misses += not answer.found
-            self.answers.append(answer)
+        if self._depends:
+            answers = [self._answer(wire, reply, counters) for wire, reply in zip(self.wires, replies, strict=False)]
+        else:
+            answers = [
+                Answer(False, None, reply.cas, True)
+                if reply.won and not (reply.value or reply.flags)  # a placeholder that is ours: all of them, where all is cold
+                else self._answer(wire, reply, counters)
+                for wire, reply in zip(self.wires, replies, strict=False)
+            ]
+        self.answers = answers
+        if self._first:
+            found = [answer.found for answer in answers].count(True)
+            counters.hits += found
+            counters.misses += len(answers) - found
 
     def _answer(self, wire: bytes, reply: Reply, counters: Counters) -> Answer:
         stamps: Stamps = ()
@@ -166,7 +172,7 @@ class LeaseGets(Commands):
         won = reply.won
         lost = reply.taken and not won
         data = reply.value
-        if data is None or is_placeholder(reply):
+        if data is None or (not data and is_placeholder(reply)):
             return Answer(False, None, reply.cas, won, lost, stamps=stamps)
         source = self._source
         flags = reply.flags
@@ -231,8 +237,7 @@ class FirstGet(LeaseGets):
         token = requests.opaque()
         payload = requests.meta_get(wire, source.flags(token))
         if stamps:
-            flags = b"v O" + token
-            payload += b"".join([requests.meta_get(stamp, flags) for stamp in stamps])
+            payload += requests.meta_gets(stamps, b"v O" + token)
         Commands.__init__(self, payload, 1 + len(stamps), opaque=token)
         self.wires = (wire,)
         self.hit = False
@@ -266,7 +271,6 @@ class FirstGet(LeaseGets):
                     self.hit = True
                     counters.hits += 1
                     return
-        self.answers: list[Answer] = []
         self.stamps: dict[bytes, bytes] = {}
         self._depends = {self.wires[0]: tuple(self._wanted)} if self._wanted else NO_STAMPS
         self._ahead = self._takeovers = 0
@@ -359,14 +363,16 @@ class Source:
         return b"v f c t N%d O%b" % (policy.lease_time, token)
 
     def keys(self, wires: Iterable[bytes]) -> frozenset[LoadedKey]:
-        """Wire keys as `LOADING` holds them.
+        """Wire keys as `LOADING` holds them."""
+        return frozenset([(self.flights, wire) for wire in wires])
 
-        :raises CallerError: where the caller is a loader of one of them
+    def refuse_own(self, wires: Iterable[bytes]) -> None:
+        """Refuse to wait for oneself.
+
+        :raises CallerError: where the caller is a loader of one of these keys
         """
-        keys = frozenset((self.flights, wire) for wire in wires)
-        if not keys.isdisjoint(LOADING.get()):
+        if (loading := LOADING.get()) and not loading.isdisjoint(self.keys(wires)):
             raise CallerError(f"the loader of {self.planner.namespace!r} asks for the very key that it is loading")
-        return keys
 
     def take_over(self, wire: bytes, answer: Answer) -> bytes:
         """The command that ends a winner's turn. Of all who send it one succeeds; the next meta get makes one the winner.
@@ -386,7 +392,11 @@ class Source:
         :param stored: the value's bytes and flags as `seal` gives them
         """
         data, flags = stored
-        return requests.meta_set(wire, data, b"C%d T%d F%d" % (cas, self.planner.ttl(self.policy.expiry(absent)), flags))
+        expiry = self.policy.expiry(absent)
+        ttl = int(expiry) if expiry <= RELATIVE_MAX else self.planner.ttl(expiry)
+        if type(wire) is bytes:  # what `meta_set` makes of it, in one go
+            return b"ms %b %d C%d T%d F%d\r\n%b\r\n" % (wire, len(data), cas, ttl, flags, data)
+        return requests.meta_set(wire, data, b"C%d T%d F%d" % (cas, ttl, flags))
 
     def seal(self, data: bytes, flags: int, stamps: Stamps) -> tuple[bytes, int]:
         """A value's bytes and flags as they are stored; too large a value raises before it is sent.
@@ -398,5 +408,6 @@ class Source:
         if stamps or fingerprint != UNTYPED:
             data = sealed(data, [stamp or os.urandom(STAMP_SIZE) for stamp in stamps], fingerprint)
             flags |= ENVELOPE
-        self.planner.check_size(data)
+        if len(data) > self.planner.item_size_max:
+            self.planner.check_size(data)
         return data, flags

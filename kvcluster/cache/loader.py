@@ -72,13 +72,14 @@ class LoaderBase(Cached, Generic[P, R]):
     def _places(self, source: Source, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Places:
         """The places of a call for many."""
         self._require_arguments()
-        wires: dict[Any, bytes] = {}
+        several = [*dict.fromkeys(many)]
+        wires = source.planner.wires(self.template.keys(several, args, kwargs))
         depends: dict[bytes, Stamps] = {}
-        for argument in dict.fromkeys(many):
-            wires[argument], stamps = self._place(source, (argument, *args), kwargs)
-            if stamps:
-                depends[wires[argument]] = stamps
-        return Places(wires, {wire: argument for argument, wire in wires.items()}, depends)
+        if self.stamps_of is not None:
+            of_arguments, stamps_of = self.template.arguments, self.stamps_of
+            for argument, wire in zip(several, wires, strict=True):
+                depends[wire] = self._stamps(stamps_of(of_arguments((argument, *args), kwargs)))
+        return Places(dict(zip(several, wires, strict=True)), dict(zip(wires, several, strict=True)), depends)
 
     def _versions(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[bytes, ...]:
         """The wire keys that an invalidation deletes: of each version."""

@@ -187,7 +187,8 @@ class Policy:
         ttl = self.negative if absent else self.ttl
         if ttl is None:
             return 0
-        return max(1.0, ttl * (1 - random.random() * self.jitter)) + self.stale
+        ttl -= ttl * self.jitter * random.random()
+        return (max(1.0, ttl)) + self.stale
 
     def early(self, load_time: float | None) -> int:
         """The remaining ttl below which a reader is to refresh a value, in seconds; 0 where none is to.

@@ -99,12 +99,26 @@ def meta_get(wire: bytes, flags: bytes) -> bytes:
     return b"mg %b %b%b\r\n" % (key, flags, b)
 
 
+def meta_gets(wires: Sequence[bytes], flags: bytes) -> bytes:
+    """`meta_get` of each key.
+
+    >>> meta_gets([b"a", b"b"], b"v"), meta_gets([b"a", BinaryKey(b"a b")], b"v")
+    (b'mg a v\\r\\nmg b v\\r\\n', b'mg a v\\r\\nmg YSBi v b\\r\\n')
+    """
+    if not wires or BinaryKey in map(type, wires):
+        return b"".join([meta_get(wire, flags) for wire in wires])
+    end = b" %b\r\n" % flags
+    return b"mg " + (end + b"mg ").join(wires) + end
+
+
 def meta_set(wire: bytes, data: bytes, flags: bytes) -> bytes:
     """``ms``: store one value.
 
     >>> meta_set(b"a", b"xyz", b"T60 F16")
     b'ms a 3 T60 F16\\r\\nxyz\\r\\n'
     """
+    if type(wire) is bytes:
+        return b"ms %b %d %b\r\n%b\r\n" % (wire, len(data), flags, data)
     key, b = _key(wire)
     return b"ms %b %d %b%b\r\n%b\r\n" % (key, len(data), flags, b, data)
 

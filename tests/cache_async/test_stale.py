@@ -62,7 +62,7 @@ async def reads(load: Any, value: object) -> bool:
 
 async def settled() -> None:
     """Wait until nothing is carried out beside the callers any more."""
-    await until(lambda: not aio._beside)
+    await until(lambda: not aio.beside())
 
 
 async def aged(client: AsyncClient, key: str, left: int, value: str = "old") -> None:
@@ -168,7 +168,7 @@ def test_a_refresh_under_way_when_the_loop_ends_is_cancelled(cache: Cache, clien
         await aged(client, "row:1", 50)
         assert await load(1) == "old"
         await until_now(lambda: gated.loads)
-        for task in aio._beside:
+        for task in aio.beside():
             task.cancel()  # as asyncio.run does
         await settled()
 
