@@ -615,18 +615,7 @@ def _load_many(
     except BaseException:
         yield from _give_back(source, won)
         raise
-    fills: dict[bytes, bytes] = {}
-    refused: dict[bytes, Exception] = {}
-    for wire, answer in won.items():
-        value = values[arguments[wire]]
-        try:
-            data, flags = source.codec.encode(value)
-            stored = source.seal(data, flags, answer.stamps)
-        except Exception as error:  # a codec of the program's may raise anything
-            refused[wire] = error
-            continue
-        if answer.cas:
-            fills[wire] = source.fill(wire, stored, answer.cas, value is None)
+    fills, refused = source.fills({wire: (values[argument], won[wire]) for wire, argument in arguments.items()})
     yield from _send(source, fills, Refreshes if all(answer.found for answer in won.values()) else Fills, opened_before=began)
     if refused:
         yield from _give_back(source, {wire: won[wire] for wire in refused})

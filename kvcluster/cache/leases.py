@@ -394,9 +394,31 @@ class Source:
         data, flags = stored
         expiry = self.policy.expiry(absent)
         ttl = int(expiry) if expiry <= RELATIVE_MAX else self.planner.ttl(expiry)
-        if type(wire) is bytes:  # what `meta_set` makes of it, in one go
-            return b"ms %b %d C%d T%d F%d\r\n%b\r\n" % (wire, len(data), cas, ttl, flags, data)
         return requests.meta_set(wire, data, b"C%d T%d F%d" % (cas, ttl, flags))
+
+    def fills(self, loaded: Mapping[bytes, tuple[Any, Answer]]) -> tuple[dict[bytes, bytes], dict[bytes, Exception]]:
+        """`fill` for many values and the answers that they were loaded for, where there is something to store against; and the
+        errors of those that cannot be stored.
+        """
+        encode, expiry, ttl_of, plain = self.codec.encode, self.policy.expiry, self.planner.ttl, self.shape.fingerprint == UNTYPED
+        size_max = self.planner.item_size_max
+        fills: dict[bytes, bytes] = {}
+        refused: dict[bytes, Exception] = {}
+        for wire, (value, answer) in loaded.items():
+            try:
+                data, flags = encode(value)
+                if answer.stamps or not plain or len(data) > size_max:
+                    data, flags = self.seal(data, flags, answer.stamps)
+            except Exception as error:  # a codec of the program's may raise anything
+                refused[wire] = error
+                continue
+            if answer.cas and type(wire) is bytes:
+                ttl = expiry(value is None)
+                ttl = int(ttl) if ttl <= RELATIVE_MAX else ttl_of(ttl)
+                fills[wire] = b"ms %b %d C%d T%d F%d\r\n%b\r\n" % (wire, len(data), answer.cas, ttl, flags, data)
+            elif answer.cas:
+                fills[wire] = self.fill(wire, (data, flags), answer.cas, value is None)
+        return fills, refused
 
     def seal(self, data: bytes, flags: int, stamps: Stamps) -> tuple[bytes, int]:
         """A value's bytes and flags as they are stored; too large a value raises before it is sent.
