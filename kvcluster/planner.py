@@ -227,6 +227,25 @@ class Planner:
         }
         return DeleteMany(self.namespace, requests, {address: request.deletes for address, request in requests.items()})
 
+    def overhear(self, plan: Plan[T]) -> Plan[T]:
+        """A plan that was made by hand for this planner's nodes, as it is to be carried out: here, as it is.
+
+        Where the topology may change, a node whose answer comes too late has failed.
+        """
+        return plan
+
+    def everywhere(self, make: Callable[[Planner], Plan[dict[Any, bool]]]) -> Plan[dict[Any, bool]]:
+        """A plan of deletes made by hand for a planner's nodes; where a resize is under way, for old and new owners."""
+        return make(self)
+
+    def take_along(self, leases: Mapping[bytes, int]) -> Plan[set[bytes]] | None:
+        """What is to be done before values are loaded for leases that were won: None, for there is no other owner to ask.
+
+        :param leases: the CAS numbers of the leases, by wire key
+        :returns: where a resize is under way, a plan whose result is the keys that can now be read
+        """
+        return None
+
     def _deletion(self, groups: Mapping[str, tuple[Sequence[bytes], Sequence[Any]]]) -> DeleteMany:
         deletes: dict[str, Request] = {address: Deletes.of(wires) for address, (wires, _) in groups.items()}
         return DeleteMany(self.namespace, deletes, {address: names for address, (_, names) in groups.items()})

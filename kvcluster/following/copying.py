@@ -134,6 +134,41 @@ class _ReadOld(Plan[dict[Any, Any]]):
         return Then(self.namespace, as_requests(writes), following) if writes else following
 
 
+class TakeAlong(Plan["set[bytes]"]):
+    """Copies of what old owners have to places at new ones that are leased already; what is nowhere keeps its lease."""
+
+    __slots__ = ("leases", "planner")
+
+    def __init__(self, planner: FollowingPlanner, leases: Mapping[bytes, int]) -> None:
+        token = requests.opaque()
+        groups = planner.at("O").group_wires(list(leases))
+        asking: dict[str, Request] = {
+            address: Commands(b"".join([requests.meta_get(wire, b"v f t c O" + token) for wire in wires]), len(wires), opaque=token)
+            for address, wires in groups.items()
+        }
+        super().__init__(planner.namespace, asking)
+        self.planner = planner
+        self.leases = leases
+
+    def finish(self, failures: Failures) -> set[bytes] | Plan[set[bytes]]:
+        """The keys that are at their new owners now."""
+        writes: dict[str, list[bytes]] = {}
+        found: set[bytes] = set()
+        for address, wires in self.planner.at("O").group_wires(list(self.leases)).items():
+            request = self.requests[address]
+            if address in failures:
+                continue
+            assert isinstance(request, Commands)
+            for wire, reply in zip(wires, request.replies, strict=True):
+                if command := mend(wire, reply):
+                    writes.setdefault(address, []).append(command)
+                if phases.copied(seen(reply)) == "store":
+                    found.add(wire)
+                    copy = copy_command(self.planner, wire, self.leases[wire], reply)
+                    writes.setdefault(self.planner.address(wire), []).append(copy)
+        return Then(self.planner.namespace, as_requests(writes), found) if writes else found
+
+
 def copy_command(planner: Planner, wire: bytes, cas: int, reply: Reply | None) -> bytes:
     """What is sent to the new owner after the old one has answered: the value, or that its place is given back.
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from kvcluster import phases
 from kvcluster.errors import DeleteFailed, IllegalValue
-from kvcluster.following.copying import RESERVATION, ReadNew, as_requests, copy_command, seen
+from kvcluster.following.copying import RESERVATION, ReadNew, TakeAlong, as_requests, copy_command, seen
 from kvcluster.following.plans import Asked, Chain, Removal, Watched
 from kvcluster.phases import Side
 from kvcluster.placement import placement
@@ -125,6 +125,17 @@ class FollowingPlanner(Planner):
 
         return self._watch(make)
 
+    def overhear(self, plan: Plan[T]) -> Plan[T]:
+        """See `Planner.overhear`."""
+        return Watched(plan, self, None)
+
+    def take_along(self, leases: Mapping[bytes, int]) -> Plan[set[bytes]] | None:
+        """See `Planner.take_along`: values that old owners have are copied to the places that the leases are."""
+        if self.reads_once:
+            return None
+        moving = {wire: cas for wire, cas in leases.items() if self.moves(wire)}
+        return self.overhear(TakeAlong(self, moving)) if moving else None
+
     # -- writes that may be repeated
 
     def store(
@@ -199,6 +210,17 @@ class FollowingPlanner(Planner):
     def invalidate(self, invalidation: Invalidation) -> Plan[dict[Any, bool]]:
         """See `Planner.invalidate`: the old owners first, then the new ones; a stamp has one new value on all nodes."""
         return self._watch(lambda planner: planner._invalidate(invalidation))
+
+    def everywhere(self, make: Callable[[Planner], Plan[dict[Any, bool]]]) -> Plan[dict[Any, bool]]:
+        """See `Planner.everywhere`: the old owners first, then the new ones."""
+
+        def both(planner: FollowingPlanner) -> Plan[dict[Any, bool]]:
+            if planner.other is None:
+                return make(planner)
+            first, second = [make(planner.at(step.side)) for step in phases.steps(planner.phase, "delete")]
+            return _both(first, second)
+
+        return self._watch(both)
 
     def _invalidate(self, invalidation: Invalidation) -> Plan[dict[Any, bool]]:
         if self.other is None:

@@ -61,14 +61,19 @@ class Watched(Plan[T]):
     """A plan whose answers bring their nodes' epochs.
 
     :param planner: the one that made it
-    :param again: makes the command's plan anew, for another planner
+    :param again: makes the command's plan anew, for another planner; None where that cannot be done, and a node whose answer tells
+        of a newer epoch has failed
     :param keys: the wire keys that it stores; a read, which stores none, puts right what it found by the way before it is made anew
     """
 
     __slots__ = ("again", "keys", "late", "plan", "planner", "restarted", "shaken", "spent", "watches", "wrote")
 
     def __init__(
-        self, plan: Plan[T], planner: FollowingPlanner, again: Callable[[FollowingPlanner], Plan[T]], keys: Sequence[bytes] = ()
+        self,
+        plan: Plan[T],
+        planner: FollowingPlanner,
+        again: Callable[[FollowingPlanner], Plan[T]] | None,
+        keys: Sequence[bytes] = (),
     ) -> None:
         self.watches = {address: watch(request) for address, request in plan.requests.items()}
         fetches = {address: request for address, request in self.watches.items() if isinstance(request, Fetch)}
@@ -90,8 +95,7 @@ class Watched(Plan[T]):
         late = self.judge(known)
         once = isinstance(self.plan, Chain) and self.plan.once
         if late is not None and once:
-            unknown = OutcomeUnknown(late, "was asked just as the cluster was resized; whether that counts is unknown")
-            return Refetch(self, None, unknown, repeat=False)
+            return Refetch(self, None, _unknown(late), repeat=False)
         self.late = self.late or (late is not None and not self.spent)
         self.shaken = self.shaken or bool(known)
         self.spent = self.spent or once
@@ -126,6 +130,9 @@ class Watched(Plan[T]):
             match phases.verdict(self.planner.epoch, request.epoch):
                 case "reload":
                     late = address
+                    if self.again is None:
+                        failures[address] = _unknown(address)
+                        _forget(request)
                 case "restarted" | "lagging":
                     self.restarted.add(address)
                 case "behind":
@@ -141,6 +148,10 @@ class Watched(Plan[T]):
         """What was written to nodes that do not own it by another planner's rules, by their addresses."""
         found = {address: [wire for wire in self.keys if address not in planner.owners(wire)] for address in sorted(self.wrote)}
         return {address: wires for address, wires in found.items() if wires}
+
+
+def _unknown(address: str) -> OutcomeUnknown:
+    return OutcomeUnknown(address, "was asked just as the cluster was resized; whether that counts is unknown")
 
 
 def _forget(request: Watch | WatchFetch) -> None:
@@ -159,14 +170,14 @@ class Refetch(Plan[T]):
     node did not answer, which may be because it has left the cluster.
     """
 
-    __slots__ = ("error", "late", "outcome", "repeat", "urgent", "watched")
+    __slots__ = ("again", "error", "late", "outcome", "urgent", "watched")
 
     def __init__(self, watched: Watched[T], outcome: T | None, error: KvclusterError | None, repeat: bool = True) -> None:
         super().__init__(watched.namespace, {})
         self.watched = watched
         self.outcome = outcome
         self.error = error
-        self.repeat = repeat and not watched.spent
+        self.again = watched.again if repeat and not watched.spent else None
         self.late = watched.late or not repeat
         self.urgent = self.late or bool(watched.restarted)
 
@@ -188,16 +199,16 @@ class Refetch(Plan[T]):
                 removal = Removal(self.namespace, {address: Deletes.of(wires) for address, wires in leftovers.items()})
                 return Chain(removal, lambda _: self._again(planner))
             return self._again(planner)
-        if self.late and self.repeat and trouble is not None:
+        if self.late and self.again is not None and trouble is not None:
             # What was done was done by rules that hold no more, and nobody says which do.
-            return _failed(watched.again(watched.planner), trouble)
+            return _failed(self.again(watched.planner), trouble)
         if watched.restarted:
             telling = tell_epoch(self.namespace, sorted(watched.restarted), self.epoch)
             return Chain(telling, lambda _: self._end())
         return self._end()
 
     def _again(self, planner: FollowingPlanner) -> T | Plan[T]:
-        return self.watched.again(planner) if self.repeat else self._end()
+        return self._end() if self.again is None else self.again(planner)
 
     def _end(self) -> T:
         if self.error is not None:

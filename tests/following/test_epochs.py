@@ -150,6 +150,7 @@ def test_a_node_that_restarted_while_the_topology_changed(staged: Staged, kv_nod
     next(node for node in nodes if node.address == o).restart()
     while stage.advance(tell=False).phase != "new":
         pass
+    stage.tell(*[address for address in stage.addresses if address != o])
     stage.put(n, key, b"new")
     assert client.get(key) == "new"
     assert (client.document.phase, stage.epoch(n)) == ("new", stage.document.epoch)
