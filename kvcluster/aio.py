@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kvcluster.cluster import Cluster, FollowingCluster
 from kvcluster.errors import KvclusterError
-from kvcluster.following.plans import Refetch
+from kvcluster.following.plans import Refetch, Sent
 from kvcluster.plan import Plan
-from kvcluster.planner import Key
+from kvcluster.planner import Key, Planner
 from kvcluster.protocol.hot import plain_key
 from kvcluster.protocol.requests import Request
 from kvcluster.topology import Node
@@ -84,9 +84,9 @@ class AsyncClient(Cluster[AsyncEndpoint]):
         """
         return FollowingAsyncClient(source, **settings)
 
-    async def exchange(self, address: str, request: Request, namespace: str) -> KvclusterError | None:
-        """Exchange one request with one node. A failure is counted and returned, not raised."""
-        return await self._endpoints[address].exchange(request, namespace)
+    async def exchange(self, address: str, request: Request, planner: Planner) -> KvclusterError | None:
+        """Exchange one request that was made for a planner's node. A failure is counted and returned, not raised."""
+        return await self._endpoints[address].exchange(request, planner.namespace)
 
     async def run(self, plan: Plan[T]) -> T:
         """Carry out a plan, and those that follow from it, and return the result."""
@@ -305,6 +305,10 @@ class FollowingAsyncClient(FollowingCluster[AsyncEndpoint], AsyncClient):
             if not isinstance(outcome, Plan):
                 return outcome
             plan = outcome
+
+    async def exchange(self, address: str, request: Request, planner: Planner) -> KvclusterError | None:
+        """Exchange one request that was made for a planner's node. A failure is counted and returned, not raised."""
+        return await self.run(planner.overhear(Sent(planner.namespace, address, request)))
 
     async def _refetched(self, plan: Refetch[T]) -> T | Plan[T]:
         needs = self._follower.refetch(plan, lambda: self._planner, self._follow)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from kvcluster.cluster import Cluster, FollowingCluster
 from kvcluster.errors import KvclusterError
 from kvcluster.following.epochs import WatchFetch
-from kvcluster.following.plans import Refetch
+from kvcluster.following.plans import Refetch, Sent
 from kvcluster.plan import Plan
-from kvcluster.planner import Key
+from kvcluster.planner import Key, Planner
 from kvcluster.protocol.hot import plain_key
 from kvcluster.protocol.requests import Fetch, Request
 from kvcluster.topology import Node
@@ -88,9 +88,9 @@ class Client(Cluster[Endpoint]):
         """
         return FollowingClient(source, **settings)
 
-    def exchange(self, address: str, request: Request, namespace: str) -> KvclusterError | None:
-        """Exchange one request with one node. A failure is counted and returned, not raised."""
-        return self._endpoints[address].exchange(request, namespace)
+    def exchange(self, address: str, request: Request, planner: Planner) -> KvclusterError | None:
+        """Exchange one request that was made for a planner's node. A failure is counted and returned, not raised."""
+        return self._endpoints[address].exchange(request, planner.namespace)
 
     def run(self, plan: Plan[T]) -> T:
         """Carry out a plan, and those that follow from it, and return the result."""
@@ -296,6 +296,10 @@ class FollowingClient(FollowingCluster[Endpoint], Client):
             if not isinstance(outcome, Plan):
                 return outcome
             plan = outcome
+
+    def exchange(self, address: str, request: Request, planner: Planner) -> KvclusterError | None:
+        """Exchange one request that was made for a planner's node. A failure is counted and returned, not raised."""
+        return self.run(planner.overhear(Sent(planner.namespace, address, request)))
 
     def _refetched(self, plan: Refetch[T]) -> T | Plan[T]:
         needs = self._follower.refetch(plan, lambda: self._planner, self._follow)

@@ -395,7 +395,8 @@ class Cache:
             self.invalidate(Invalidation(wires))
             return
         client = self.client
-        self._run(client, Invalidation(wires), outdating(self.planner_of(client), wires, stale))
+        plan = self.planner_of(client).everywhere(lambda planner: outdating(planner, wires, stale))
+        self._run(client, Invalidation(wires), plan)
 
     async def invalidate_wires_async(self, wires: tuple[bytes, ...], stale: int = 0) -> None:
         """As `invalidate_wires`. Once begun, it is not undone by a cancellation.
@@ -407,7 +408,9 @@ class Cache:
             await self.invalidate_async(Invalidation(wires))
             return
         client = self.async_client
-        await self._run_async(client, Invalidation(wires), outdating(self.planner_of(client), wires, stale))
+        await self._run_async(
+            client, Invalidation(wires), self.planner_of(client).everywhere(lambda planner: outdating(planner, wires, stale))
+        )
 
     def _run(self, client: Client, invalidation: Invalidation, plan: Plan[Any]) -> None:
         self._forget(invalidation)

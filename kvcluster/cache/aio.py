@@ -122,8 +122,8 @@ async def read_async(client: AsyncClient, source: Source, wire: bytes, load: Cal
         return source.codec.decode(*held)
     asked = source.clock()
     asking = FirstGet(source, wire, stamps)
-    failure = await client.exchange(source.planner.address(wire), asking, source.planner.namespace)
-    if asking.hit:
+    failure = await client.exchange(source.planner.address(wire), asking, source.planner)
+    if failure is None and asking.hit:
         return asking.value
     answer = asking.answers[0] if failure is None else UNASKED
     return await drive_async(read_on(source, wire, load, answer, asked, stamps), client)

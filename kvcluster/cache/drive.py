@@ -27,8 +27,8 @@ def read(client: Client, source: Source, wire: bytes, load: Callable[[], Any], s
         return source.codec.decode(*held)
     asked = source.clock()
     asking = FirstGet(source, wire, stamps)
-    failure = client.exchange(source.planner.address(wire), asking, source.planner.namespace)
-    if asking.hit:
+    failure = client.exchange(source.planner.address(wire), asking, source.planner)
+    if failure is None and asking.hit:
         return asking.value
     answer = asking.answers[0] if failure is None else UNASKED
     return drive(read_on(source, wire, load, answer, asked, stamps), client)

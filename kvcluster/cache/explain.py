@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from kvcluster.cache.envelope import ENVELOPE, opened
 from kvcluster.cache.flows import Flow
-from kvcluster.cache.leases import Exchange, Source, Stamps
+from kvcluster.cache.leases import Source, Stamps
 from kvcluster.cache.shapes import UNTYPED
 from kvcluster.errors import KvclusterError
 from kvcluster.protocol import requests
@@ -72,13 +72,13 @@ def explain(source: Source, wire: bytes, stamps: Stamps = ()) -> Flow[Explanatio
     token = requests.opaque()
     gets = [requests.meta_get(wire, b"v f c t O" + token), *[requests.meta_get(stamp, b"v O" + token) for stamp in stamps]]
     asking = Commands(b"".join(gets), len(gets), opaque=token)
-    _, failures = yield Exchange(source.planner.namespace, {address: asking})
+    _, failures = yield source.exchange({address: asking})
     if failures:
         return Explanation(key, address, "node down", reason=_down(failures[address]))
     reply, *rest = asking.replies
     if reply.won:  # of a stale item, whose refill token a meta get takes
         rearm = Commands(requests.meta_delete(wire, b"I C%d" % reply.cas), 1)
-        yield Exchange(source.planner.namespace, {address: rearm})
+        yield source.exchange({address: rearm})
     return _explained(source, Explanation(key, address, "absent", reason="it would be loaded"), reply, stamps, rest)
 
 

@@ -36,7 +36,6 @@ from kvcluster.cache.leases import (
     NO_STAMPS,
     UNASKED,
     Answer,
-    Exchange,
     Fills,
     LeaseGets,
     Refreshes,
@@ -234,7 +233,7 @@ def _timeout(source: Source) -> LoaderTimeout:
 
 def _ask_once(source: Source, wire: bytes, stamps: Stamps, first: bool) -> Flow[Answer]:
     asking = LeaseGets(source, (wire,), {wire: stamps} if stamps else NO_STAMPS, first)
-    _, failures = yield Exchange(source.planner.namespace, {source.planner.address(wire): asking})
+    _, failures = yield source.exchange({source.planner.address(wire): asking})
     return UNASKED if failures else asking.answers[0]
 
 
@@ -245,10 +244,21 @@ def _ask(source: Source, wire: bytes, stamps: Stamps) -> Flow[Answer]:
 
 
 def _mended(source: Source, wire: bytes, stamps: Stamps, answer: Answer) -> Flow[Answer]:
+    if answer.won:
+        answer = (yield from _taken_along(source, {wire: answer}, {wire: stamps} if stamps else NO_STAMPS))[wire]
     if not answer.outdated and not answer.lost and b"" not in answer.stamps:
         return answer
     answers = yield from _mend(source, {wire: answer}, {wire: stamps} if stamps else NO_STAMPS)
     return answers[wire]
+
+
+def _taken_along(source: Source, answers: Mapping[bytes, Answer], depends: Mapping[bytes, Stamps]) -> Flow[Mapping[bytes, Answer]]:
+    """In the middle of a resize: what old owners have of what was won is copied to the new ones, and asked for again."""
+    leases = {wire: answer.cas for wire, answer in answers.items() if answer.won and not (answer.found or answer.spare)}
+    copying = source.planner.take_along(leases) if leases else None
+    if copying is None or not (copied := (yield copying)):
+        return answers
+    return {**answers, **(yield from _ask_all(source, sorted(copied), depends, first=False))}
 
 
 def _mend(source: Source, answers: Mapping[bytes, Answer], depends: Mapping[bytes, Stamps]) -> Flow[Mapping[bytes, Answer]]:
@@ -290,7 +300,7 @@ def _mend(source: Source, answers: Mapping[bytes, Answer], depends: Mapping[byte
         for node in source.planner.placement.nodes:
             token = requests.opaque()
             sent.setdefault(node.address, Commands(creations(created, token), len(created), opaque=token))
-    _, failures = yield Exchange(source.planner.namespace, sent)
+    _, failures = yield source.exchange(sent)
     mended = dict(answers)
     for address, group in groups.items():
         its = asking[address]
@@ -506,13 +516,19 @@ def read_many(
 
 def _ask_many(source: Source, wires: Sequence[bytes], depends: Mapping[bytes, Stamps], first: bool) -> Flow[Mapping[bytes, Answer]]:
     """Read keys or take their leases."""
+    answers = yield from _ask_all(source, wires, depends, first)
+    answers = yield from _taken_along(source, answers, depends)
+    return (yield from _mend(source, answers, depends))
+
+
+def _ask_all(source: Source, wires: Sequence[bytes], depends: Mapping[bytes, Stamps], first: bool) -> Flow[Mapping[bytes, Answer]]:
     groups = source.planner.group_wires(wires)
     asking = {address: LeaseGets(source, group, depends, first) for address, group in groups.items()}
-    _, failures = yield Exchange(source.planner.namespace, asking)
+    _, failures = yield source.exchange(asking)
     answers: dict[bytes, Answer] = {}
     for address, group in groups.items():
         answers.update(zip(group, repeat(UNASKED) if address in failures else asking[address].answers, strict=False))
-    return (yield from _mend(source, answers, depends))
+    return answers
 
 
 def _spared_many(source: Source, arguments: Mapping[bytes, Any], spares: Mapping[bytes, Answer]) -> Flow[dict[Any, Any]]:
@@ -639,7 +655,7 @@ def _send(source: Source, commands: Mapping[bytes, bytes], kind: type[Commands],
         return {}
     groups = source.planner.group_wires(list(commands))
     sent = {address: kind(b"".join([commands[wire] for wire in group]), len(group), **options) for address, group in groups.items()}
-    _, failures = yield Exchange(source.planner.namespace, sent)
+    _, failures = yield source.exchange(sent)
     replies: dict[bytes, Reply | None] = {}
     for address, group in groups.items():
         replies.update(zip(group, repeat(None) if address in failures else sent[address].replies, strict=False))

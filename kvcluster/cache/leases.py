@@ -352,6 +352,10 @@ class Source:
     shape: Shape = _ANYTHING
     label: str = ""
 
+    def exchange(self, sent: Mapping[str, Request]) -> Plan[tuple[Mapping[str, Request], Failures]]:
+        """The plan that sends requests to nodes, by their addresses."""
+        return self.planner.overhear(Exchange(self.planner.namespace, sent))
+
     def flags(self, token: bytes) -> bytes:
         """The meta flags that ask for a value or its lease.
 

@@ -9,7 +9,7 @@ from kvcluster import phases
 from kvcluster.errors import DeleteFailed, KvclusterError, NodeBehind, OutcomeUnknown
 from kvcluster.following.epochs import Watch, WatchFetch, tell_epoch, watch
 from kvcluster.plan import Failures, Plan
-from kvcluster.protocol.requests import Commands, Deletes, Fetch, Lookups
+from kvcluster.protocol.requests import Commands, Deletes, Fetch, Lookups, Request
 
 if TYPE_CHECKING:
     from kvcluster.following.planner import FollowingPlanner
@@ -223,6 +223,20 @@ def _failed(plan: Plan[T], error: KvclusterError) -> T | Plan[T]:
         inner = outcome.plan if isinstance(outcome, Watched) else outcome
         outcome = inner.finish(dict.fromkeys(inner.requests, error))
     return cast(T, outcome)
+
+
+class Sent(Plan["KvclusterError | None"]):
+    """One request to one node, whose replies somebody else reads; the result is its failure."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, namespace: str, address: str, request: Request) -> None:
+        super().__init__(namespace, {address: request})
+        self.address = address
+
+    def finish(self, failures: Failures) -> KvclusterError | None:
+        """The failure, or None."""
+        return failures.get(self.address)
 
 
 class Asked(Plan["Commands | None"]):

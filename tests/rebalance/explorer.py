@@ -420,16 +420,14 @@ def _reader(world: World, index: int, actor: Actor, rules: Rules, size: Size) ->
             if seen.won:
                 move.mark("O")
             if not move.agrees("O"):
-                yield "learns at O that it is late", move.become(todo="give back, ask")
-            elif rules.copied(seen) == "store":
-                if not actor.held:
-                    move.returned(value)
-                    yield f"reads {value} at O", move.rest()
-                else:
-                    yield f"reads {value} at O", move.become(todo="fill", value=value)
+                yield "learns at O that it is late", move.become(todo="load" if through else "give back, ask")
+            elif rules.copied(seen) == "store" and actor.held:
+                yield f"reads {value} at O", move.become(todo="fill", value=value)
             else:
+                if seen.value and not through:
+                    move.returned(value, seen.stale)
                 next_ = "load" if through else "give back"
-                yield "misses at O", move.become(todo=next_) if actor.held else move.rest()
+                yield "finds nothing to copy at O", move.become(todo=next_) if actor.held else move.rest()
         case "fill":
             move.fill(actor.value)
             move.returned(actor.value)
@@ -584,7 +582,8 @@ def _writes(move: Move, actor: Actor, steps: tuple[Step, ...]) -> _Moves:
                     pass
                 yield f"{actor.command} is refused at {step.side}, so delete", move.become(todo="step", at=0)
                 return
-    if not move.agrees(step.side):
+    changed = any(done.action == "change" for done in steps[: actor.at])  # by rules that held: what is left to do follows from it
+    if not move.agrees(step.side) and not changed:
         if wrote and move.rules.shortcut != "redone set leaves what it wrote":
             move.become(debris=step.side)
         if step.action == "change":  # the outcome is unknown, so whoever asked for it deletes
