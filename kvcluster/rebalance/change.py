@@ -94,6 +94,11 @@ class Change:
         owned = self._tables[1].count(target)
         return sum(count for (_, new), count in self.moves.items() if new == target) / owned if owned else 0.0
 
+    def lost(self, source: str) -> float:
+        """Which part of what an address owns before is not its own afterwards, from 0 to 1."""
+        owned = self._tables[0].count(source)
+        return sum(count for (old, _), count in self.moves.items() if old == source) / owned if owned else 0.0
+
     def router(self, source: str) -> Router:
         """Where the keys of one node go."""
         numbers = {node.address: number for number, node in enumerate(self.targets)}
@@ -107,8 +112,15 @@ class Change:
         """
         if any(node.address == address for node in self.removed):
             return [wire for wire in wires if not wire.startswith(OWN)]
-        table = tuple(owner == address for owner in self._tables[1])
-        owned = slot_owners(wires, table, shift_for(self.after.slots))
+        return self._foreign(self._tables[1], address, wires)
+
+    def strays(self, address: str, wires: Sequence[bytes]) -> list[bytes]:
+        """The keys among these that an address holds and does not own before the change."""
+        return self._foreign(self._tables[0], address, wires)
+
+    def _foreign(self, owners: Sequence[str], address: str, wires: Sequence[bytes]) -> list[bytes]:
+        table = tuple(owner == address for owner in owners)
+        owned = slot_owners(wires, table, shift_for(len(owners)))
         return [wire for wire, own in zip(wires, owned, strict=True) if not own and not pinned(wire)]
 
 

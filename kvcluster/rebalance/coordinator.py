@@ -1,7 +1,7 @@
 """Resizing a cluster while it serves: the phases, one after the other, and what is done in each.
 
     old      take the lock; the new nodes must be empty
-    prepare  copy the stamps to the new nodes
+    prepare  delete at the new owners what is not theirs yet; copy the stamps to the new nodes
     migrate  copy the keys that move, and compare a sample of them
     drain    nothing: readers of the old owners come to an end
     new      delete at the old owners what they no longer own
@@ -29,7 +29,7 @@ from typing import Final, Self
 from kvcluster.errors import ResizeRefused
 from kvcluster.rebalance import planning
 from kvcluster.rebalance.change import change
-from kvcluster.rebalance.copying import copy_all, copy_stamps, sweep
+from kvcluster.rebalance.copying import clear_targets, copy_all, copy_stamps, sweep
 from kvcluster.rebalance.journal import Journal
 from kvcluster.rebalance.lock import Lock
 from kvcluster.rebalance.reports import Plan, Progress, Report
@@ -157,8 +157,9 @@ class Rebalance:
             planning.require_empty(run)
             self._enter(run, phase="prepare", nodes=wanted.nodes, previous=lock.document.nodes)
         if lock.document.phase == "prepare":
+            clear_targets(run)
             copy_stamps(run)
-            before = lock.document.epoch + 1
+            before = 0  # no journal is of what has not begun
             self._enter(run, phase="migrate")
         if lock.document.phase == "migrate":
             copy_all(run, before)

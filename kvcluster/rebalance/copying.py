@@ -9,17 +9,19 @@ stored are then found as reserved; they are put aside, and asked for again at th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import repeat
 from typing import Final
 
 from kvcluster.errors import NetworkError, ResizeStopped
 from kvcluster.protocol import requests
+from kvcluster.protocol.requests import Deletes
 from kvcluster.rebalance.change import STAMP
 from kvcluster.rebalance.copy import BATCH, RESERVED
-from kvcluster.rebalance.dump import DumpUnavailable, dump
-from kvcluster.rebalance.lanes import Figures, Lane, figures
+from kvcluster.rebalance.dump import Dump, DumpUnavailable, dump
+from kvcluster.rebalance.lanes import Figures, Lane
 from kvcluster.rebalance.moves import Moves, Work
 from kvcluster.rebalance.pipeline import DEPTH, copied
 from kvcluster.rebalance.running import Run, SourceTally
@@ -41,12 +43,12 @@ def copy_all(run: Run, previous_epoch: int) -> None:
     :raises ResizeStopped: where a node fails for good
     :raises Stopping: where somebody asked for it
     """
+    run.migrating = run.times.monotonic()
     targets = _targets(run)
     run.journal.open(previous_epoch, run.lock.document.epoch, _starts(targets))
-    for source in _living(run):
-        leaving = sum(count for (old, _), count in run.change.moves.items() if old == source.address) / run.change.before.slots
-        owned = run.change.shares()[0][source.address]
-        run.tally.sources[source.address] = SourceTally(round(figures(source, run.settings.timeout).items * leaving / owned))
+    for source in run.change.sources:
+        if (told := run.figures(source)) is not None:
+            run.tally.sources[source.address] = SourceTally(round(told.items * run.change.lost(source.address)))
     done: set[str] = set()
     failures = 0
     while True:
@@ -74,14 +76,7 @@ def _living(run: Run) -> list[Node]:
 
 
 def _targets(run: Run) -> dict[str, Figures]:
-    found = {}
-    for target in run.change.targets:
-        try:
-            found[target.address] = figures(target, run.settings.timeout)
-        except NetworkError as error:
-            run.await_node(error)
-            found[target.address] = figures(target, run.settings.timeout)
-    return found
+    return {target.address: told for target in run.change.targets if (told := run.figures(target)) is not None}
 
 
 def _starts(targets: Mapping[str, Figures]) -> dict[str, int]:
@@ -104,7 +99,7 @@ def _copy_source(run: Run, source: Node, targets: Mapping[str, Figures]) -> None
             raise ResizeStopped(f"{error}: its keys can be moved by reads alone; continue with longest_ttl, in seconds") from error
         run.tally.notes.append(f"{address} cannot be dumped: its keys were moved by reads alone")
         run.doing("moving keys by reads alone", address)
-        run.wait(run.settings.longest_ttl)
+        run.wait(run.migrating + run.settings.longest_ttl - run.times.monotonic())
         return
     tally = run.tally.sources[address] = SourceTally(moves.keys.total())
     try:
@@ -136,7 +131,7 @@ def _moves(run: Run, source: Node) -> Moves:
     """The keys of a source that move."""
     run.doing("dumping", source.address)
     moves = Moves(run.change.router(source.address))
-    with dump(source, patience=run.settings.patience, waiting=run.tick, sleep=run.times.sleep) as listing:
+    with _listing(run, source) as listing:
         for lines in listing.blocks():
             moves.add(lines)
             run.tick()
@@ -246,55 +241,70 @@ def room(target: Figures, fill: float, gained: float) -> float:
 
 def copy_stamps(run: Run) -> None:
     """Copy the stamps of all old nodes to each new one, which would else take every value that depends on one for outdated."""
-    if not run.change.added:
-        return
-    for source in run.change.before.nodes:
-        if source.address in run.dead:
-            continue
+    for source in run.change.before.nodes if run.change.added else ():
         run.doing("copying stamps", source.address)
-        try:
-            with dump(source, patience=run.settings.patience, waiting=run.tick, sleep=run.times.sleep) as listing:
-                stamps = [wire for lines in listing.blocks() for wire, _ in lines if STAMP in wire]
-        except DumpUnavailable:
-            run.tally.notes.append(
-                f"{source.address} cannot be dumped: values that depend on its stamps are loaded anew where they move"
-            )
-            continue
-        keys = [(target.address, stamp) for target in run.change.added for stamp in stamps]
-        for _ in copied(batched(keys), run.lanes(source.address), run.lanes, lambda target: run.times.clock()):
-            run.beat()
-    run.tick()
+        _until_done(run, source, partial(_copy_stamps, run, source))
+
+
+def _copy_stamps(run: Run, source: Node) -> None:
+    try:
+        with _listing(run, source) as listing:
+            stamps = [wire for lines in listing.blocks() for wire, _ in lines if STAMP in wire]
+    except DumpUnavailable:
+        run.tally.notes.append(
+            f"{source.address} cannot be dumped: values that depend on its stamps are loaded anew where they move"
+        )
+        return
+    keys = [(target.address, stamp) for target in run.change.added for stamp in stamps]
+    for _ in copied(batched(keys), run.lanes(source.address), run.lanes, lambda target: run.times.clock()):
+        run.beat()
+
+
+def clear_targets(run: Run) -> None:
+    """Delete at the new owners what they hold of keys that are not theirs yet. Left behind long ago, it would be taken for newer
+    than what is copied. New nodes are known to be empty."""
+    for target in run.change.targets:
+        if target not in run.change.added:
+            run.doing("clearing", target.address)
+            _until_done(run, target, partial(_delete, run, target, partial(run.change.strays, target.address)))
 
 
 def sweep(run: Run) -> None:
     """Delete at the old owners what they no longer own. What they kept would be taken for present if its slot came back one day."""
     for source in run.change.sources:
-        for _ in range(FAILURES):
-            if source.address in run.dead:
-                break
-            try:
-                _sweep_source(run, source)
-                break
-            except NetworkError as error:
-                run.await_node(error)
-        else:
-            raise ResizeStopped(f"{source.address} failed {FAILURES} times while it was swept; continue once it is well")
+        run.doing("sweeping", source.address)
+        _until_done(run, source, partial(_delete, run, source, partial(run.change.strangers, source.address)))
 
 
-def _sweep_source(run: Run, source: Node) -> None:
-    run.doing("sweeping", source.address)
+def _delete(run: Run, node: Node, unwanted: Callable[[Sequence[bytes]], list[bytes]]) -> None:
+    """Delete what a node is to be rid of, among all that it holds."""
     try:
-        with dump(source, patience=run.settings.patience, waiting=run.tick, sleep=run.times.sleep) as listing:
+        with _listing(run, node) as listing:
             for lines in listing.blocks():
-                wires = run.change.strangers(source.address, [wire for wire, _ in lines])
+                wires = unwanted([wire for wire, _ in lines])
                 for start in range(0, len(wires), BATCH):
-                    some = wires[start : start + BATCH]
-                    deletes = requests.Deletes.of(some)
-                    lane = run.lanes(source.address)
-                    lane.send(deletes)
-                    lane.receive(deletes)
+                    deletes = Deletes.of(wires[start : start + BATCH])
+                    run.lanes(node.address).send(deletes)
+                    run.lanes(node.address).receive(deletes)
                     run.tally.swept += deletes.confirmed
-                    run.pause(len(some))
+                    run.wait(run.pace.spend(deletes.count, 0, run.times.monotonic()))
                     run.tick()
     except DumpUnavailable:
-        run.tally.notes.append(f"{source.address} cannot be dumped, nor swept: what it keeps ends by its ttl")
+        run.tally.notes.append(f"{node.address} cannot be dumped, nor swept: what it keeps ends by its ttl")
+
+
+def _until_done(run: Run, node: Node, action: Callable[[], None]) -> None:
+    """Do something to a node, again where it failed meanwhile; nothing to one that is given up."""
+    for _ in range(FAILURES):
+        if node.address in run.dead:
+            return
+        try:
+            action()
+            return
+        except NetworkError as error:
+            run.await_node(error)
+    raise ResizeStopped(f"{node.address} failed {FAILURES} times; continue once it is well")
+
+
+def _listing(run: Run, node: Node) -> Dump:
+    return dump(node, patience=run.settings.patience, waiting=run.tick, sleep=run.times.sleep)

@@ -17,7 +17,7 @@ from kvcluster.errors import ConfigurationError, KvclusterError, NetworkError, R
 from kvcluster.following.epochs import tell_epoch
 from kvcluster.rebalance.change import Change
 from kvcluster.rebalance.journal import Journal
-from kvcluster.rebalance.lanes import Lanes, figures
+from kvcluster.rebalance.lanes import Figures, Lanes, figures
 from kvcluster.rebalance.lock import Lock
 from kvcluster.rebalance.pace import Pace
 from kvcluster.rebalance.reports import Progress, Report, Sample
@@ -130,6 +130,7 @@ class Run:
     """What the steps of one run share.
 
     :param stopping: whether somebody asked the run to end
+    :ivar migrating: since when the phase is ``migrate``, by ``times.monotonic``
     :ivar dead: addresses of nodes that leave and do not answer
     """
 
@@ -152,7 +153,7 @@ class Run:
         self.pace = Pace(settings.rate, settings.bytes_rate)
         self.tally = Tally()
         self.dead: set[str] = set()
-        self.began = times.monotonic()
+        self.began = self.migrating = times.monotonic()
         self._progress = progress
         self.stopping = stopping
         self._doing = ""
@@ -214,9 +215,17 @@ class Run:
                 self.await_node(error)
         raise ResizeStopped(f"{node.address} does not take epoch {epoch}; continue once it is well")
 
-    def pause(self, keys: int) -> None:
-        """Wait until the pace allows for so many more keys."""
-        self.wait(self.pace.spend(keys, 0, self.times.monotonic()))
+    def figures(self, node: Node) -> Figures | None:
+        """What a node says of itself, however long it takes to answer; None for one that is given up.
+
+        :raises ResizeStopped: where it is to stay, and does not answer
+        """
+        while node.address not in self.dead:
+            try:
+                return figures(node, self.settings.timeout)
+            except NetworkError as error:
+                self.await_node(error)
+        return None
 
     def await_node(self, error: NetworkError) -> None:
         """After a node failed, wait until it answers. One that leaves and does not is given up.

@@ -167,6 +167,18 @@ def test_another_resize_has_to_wait_until_the_one_under_way_is_continued(town: M
     assert place.run(addresses).finished
 
 
+def test_what_a_new_owner_holds_from_long_ago_is_not_taken_for_newer(town: Make) -> None:
+    place = town(3, 3)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    for node in addresses[:2]:  # what clients of another topology left behind, years ago
+        stray = place.client([node])
+        planner = place.client().planner
+        stray.set_many({key: "outdated" for key in values if planner.address(key.encode()) == addresses[2]})
+    assert place.run(addresses[:2]).finished
+    assert place.held() == values
+
+
 # -- stopped and continued
 
 
