@@ -85,6 +85,15 @@ class Planner:
         """The address of the node that owns a key."""
         return self.placement.addresses[self.placement.index(wire)]
 
+    def owners(self, wire: bytes) -> set[str]:
+        """The addresses of the nodes that may hold a key."""
+        return {self.address(wire)}
+
+    @property
+    def members(self) -> list[str]:
+        """The addresses of all nodes."""
+        return [*self.placement.addresses]
+
     def group(self, keys: Iterable[Key]) -> Grouped:
         """Wire keys and the caller's names for them, by the address of the node that owns them.
 

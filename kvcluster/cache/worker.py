@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, bindparam, select, update
 from kvcluster.cache.outbox import Lag, Message, Now, Outbox, Unreadable, cause, named, quiet
 from kvcluster.client import Client
 from kvcluster.errors import ConfigurationError, DeleteFailed
-from kvcluster.plan import DeleteMany
+from kvcluster.plan import DeleteMany, Invalidation, Plan
 from kvcluster.planner import Planner
 from kvcluster.protocol.requests import Deletes
 
@@ -149,19 +149,28 @@ class Worker:
     def _tell(self, messages: dict[int, Message], unreachable: set[str]) -> Iterator[tuple[int, Message | None]]:
         """Tell the nodes, and say for each row what remains of it. Nodes that cannot be told join the ``unreachable``."""
         planner = self._client.planner
-        keys: dict[str, dict[bytes, None]] = {}
+        wires = [*dict.fromkeys(wire for message in messages.values() for wire in message.wires)]
+        stamps = tuple(dict.fromkeys(stamp for message in messages.values() if not message.told for stamp in message.stamps))
+        while wires or stamps:
+            wires = [wire for wire in wires if not planner.owners(wire) & unreachable]
+            self._run(planner.invalidate(Invalidation(tuple(wires[:_KEYS]), stamps)), unreachable)
+            wires, stamps = wires[_KEYS:], ()
+        owed: dict[str, dict[bytes, None]] = {}
         for message in messages.values():
-            for address, its in recipients(planner, message).items():
-                keys.setdefault(address, {}).update(dict.fromkeys(its))
-        queues = {address: [*its] for address, its in keys.items()}
-        while turn := {address: its[:_KEYS] for address, its in queues.items() if its and address not in unreachable}:
-            try:
-                self._client.run(DeleteMany("", {address: Deletes.of(its) for address, its in turn.items()}, turn))
-            except DeleteFailed as error:
-                unreachable |= error.causes.keys()
-            queues = {address: its[_KEYS:] for address, its in queues.items()}
+            for address in {*planner.members}.difference(message.told, unreachable) if message.told else ():
+                owed.setdefault(address, {}).update(dict.fromkeys(message.stamps))
+        if owed:
+            keys = {address: [*its] for address, its in owed.items()}
+            deletes = {address: Deletes.of(its) for address, its in keys.items()}
+            self._run(DeleteMany(planner.namespace, deletes, keys), unreachable)
         for id, message in messages.items():
             yield id, remainder(planner, message, unreachable)
+
+    def _run(self, plan: Plan[Any], unreachable: set[str]) -> None:
+        try:
+            self._client.run(plan)
+        except DeleteFailed as error:
+            unreachable.update(error.causes)
 
     def _report(self, before: WorkerStatistics, now: WorkerStatistics) -> None:
         done = now.done - before.done
@@ -170,28 +179,18 @@ class Worker:
             log.info("%d rows carried out, %s%s", done, now.lag, unreadable)
 
 
-def recipients(planner: Planner, message: Message) -> dict[str, list[bytes]]:
-    """Which keys each node has to delete, by its address."""
-    keys = planner.group_wires(message.wires)
-    if message.stamps:
-        for node in planner.placement.nodes:
-            if node.address not in message.told:
-                keys.setdefault(node.address, []).extend(message.stamps)
-    return keys
-
-
 def remainder(planner: Planner, message: Message, unreachable: set[str]) -> Message | None:
-    """What is still to be done of a row whose other nodes were told; None where that is nothing."""
-    concerned = recipients(planner, message)
-    failed = concerned.keys() & unreachable
-    if not failed:
-        return None
-    wires = tuple(wire for address, its in planner.group_wires(message.wires).items() if address in failed for wire in its)
-    nodes = [node.address for node in planner.placement.nodes]
-    told = tuple(dict.fromkeys([*message.told, *(address for address in nodes if address not in failed)]))
-    if not message.stamps or set(nodes) <= set(told):
-        return Message(wires)
-    return Message(wires, message.stamps, told)
+    """What is still to be done of a row whose other nodes were told; None where that is nothing.
+
+    Of a stamp it is remembered which nodes were told: telling them again would make misses of everything under it at each pass,
+    until the last node is back.
+    """
+    wires = tuple(wire for wire in message.wires if planner.owners(wire) & unreachable)
+    untold = {*planner.members}.difference(message.told) & unreachable if message.stamps else set()
+    if untold:
+        told = dict.fromkeys([*message.told, *(address for address in planner.members if address not in untold)])
+        return Message(wires, message.stamps, tuple(told))
+    return Message(wires) if wires else None
 
 
 def skips_locked(connection: Connection) -> bool:

@@ -76,6 +76,12 @@ class FollowingPlanner(Planner):
         """Whether a read asks one owner only."""
         return self.other is None or len(phases.steps(self.phase, "read")) == 1
 
+    @property
+    def members(self) -> list[str]:
+        """See `Planner.members`: during a resize those of both topologies."""
+        others = () if self.other is None else self.other.addresses
+        return [*dict.fromkeys([*self.placement.addresses, *others])]
+
     def moves(self, wire: bytes) -> bool:
         """Whether a key's old owner and its new one differ."""
         return len(self.owners(wire)) == 2

@@ -66,12 +66,12 @@ def sessions(engine: Engine) -> Sessions:
 
 @pytest.fixture
 def users(cache: Cache, sessions: Sessions) -> Repository[User]:
-    """Users 1 to 9, all in the cache, whose factory is bound."""
+    """Users 1 to 39, all in the cache, whose factory is bound."""
     with sessions.begin() as session:
-        session.add_all(User(id=n, name=f"user {n}") for n in range(1, 10))
+        session.add_all(User(id=n, name=f"user {n}") for n in range(1, 40))
     cache.bind(sessions)
     users = cache.repository(User, sessions)
-    users.get_many(range(1, 10))
+    users.get_many(range(1, 40))
     return users
 
 
@@ -110,8 +110,8 @@ def test_one_row_with_all_flushes(
         session.flush()
         session.delete(session.get_one(User, 2))
         session.flush()
-        session.add(User(id=11, name="added"))  # flushed by the commit
-    assert seen.rows == [[{b"shop:User:1", b"shop:User:2", b"shop:User:11"}]]
+        session.add(User(id=41, name="added"))  # flushed by the commit
+    assert seen.rows == [[{b"shop:User:1", b"shop:User:2", b"shop:User:41"}]]
     assert outbox.flush()
     assert committed(engine, outbox) == []
     assert outbox.statistics().written == outbox.statistics().acknowledged == 1
@@ -199,12 +199,12 @@ def test_a_commit_that_fails_acknowledges_nothing(
     users: Repository[User], sessions: Sessions, engine: Engine, outbox: Outbox
 ) -> None:
     with sessions() as session:
-        session.execute(User.__table__.insert(), {"id": 20, "name": "there"})  # type: ignore[attr-defined]
-        session.add(User(id=20, name="there already"))
+        session.execute(User.__table__.insert(), {"id": 50, "name": "there"})  # type: ignore[attr-defined]
+        session.add(User(id=50, name="there already"))
         with pytest.raises(IntegrityError):
             session.commit()
         session.rollback()
-        assert session.get(User, 20) is None
+        assert session.get(User, 50) is None
         session.get_one(User, 1).name = "changed"
 
         @event.listens_for(session, "before_commit")
@@ -237,7 +237,7 @@ def test_a_node_that_is_down_stays_in_the_outbox(
     client: Client,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    wires = {client.planner.address(users.wire(id)): id for id in range(1, 10)}
+    wires = {client.planner.address(users.wire(id)): id for id in range(1, 40)}
     down, up = (next(id for address, id in wires.items() if (address == nodes[0].address) == is_down) for is_down in (True, False))
     with caplog.at_level(logging.CRITICAL, "kvcluster"):
         nodes[0].pause()
