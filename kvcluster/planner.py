@@ -263,17 +263,19 @@ class Planner:
         """Give a key a new ttl; the result says whether it was there."""
         wire = self.wire(key)
         address = self.address(wire)
-        payload = requests.meta_get(wire, b"s f c T%d" % self.ttl(expire))
+        flags = b"s f c T%d " % self.ttl(expire)
+        if noreply:
+            quiet = Commands(requests.meta_get(wire, flags + b"q") + requests.NOOP, 0, owed=1)
+            return Single(self.namespace, address, quiet, lambda replies: True, _false)
 
         def meaning(replies: Sequence[Reply]) -> bool | Plan[bool]:
             there = replies[0].status == "HD" and not is_placeholder(replies[0])
             mending = mend(wire, replies[0], drop_placeholders=True)
             return self._then(address, mending, there) if mending else there
 
-        if noreply:
-            quiet = Commands(payload[:-2] + b" q\r\n" + requests.NOOP, 0, owed=1)
-            return Single(self.namespace, address, quiet, lambda replies: True, _false)
-        return Single(self.namespace, address, Commands(payload, 1), meaning, _false)
+        token = requests.opaque()
+        touching = Commands(requests.meta_get(wire, flags + b"O" + token), 1, opaque=token)
+        return Single(self.namespace, address, touching, meaning, _false)
 
     def count(self, mode: bytes, key: Key, delta: int, noreply: bool) -> Plan[int | None]:
         """Add to a counter (mode ``I``) or take from it (``D``); the result is the new number, or None where there is none."""
@@ -281,9 +283,8 @@ class Planner:
             raise IllegalValue(f"value must be an integer from 0 to 2**64 - 1, not {delta!r}")
         wire = self.wire(key)
         address = self.address(wire)
-        payload = requests.meta_arithmetic(wire, delta, mode)
         if noreply:
-            quiet = Commands(payload[:-2] + b" q\r\n" + requests.NOOP, 0, owed=1)
+            quiet = Commands(requests.meta_arithmetic(wire, delta, mode, b"q") + requests.NOOP, 0, owed=1)
             return Single(self.namespace, address, quiet, lambda replies: None, _none)
 
         def meaning(replies: Sequence[Reply]) -> int | Plan[int | None] | None:
@@ -298,10 +299,12 @@ class Planner:
                     raise refusal
                 return self._then(address, requests.meta_delete(wire, b"C%d" % probed[0].cas), None)
 
-            probe = Commands(requests.meta_get(wire, b"s f c"), 1)
+            probe = Commands(requests.meta_get(wire, b"s f c O" + token), 1, opaque=token)
             return Single(self.namespace, address, probe, unless_placeholder, _none)
 
-        return Single(self.namespace, address, Commands(payload, 1), meaning, _none)
+        token = requests.opaque()
+        counting = Commands(requests.meta_arithmetic(wire, delta, mode, b"O" + token), 1, opaque=token)
+        return Single(self.namespace, address, counting, meaning, _none)
 
     # -- values and numbers
 

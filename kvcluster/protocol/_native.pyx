@@ -569,6 +569,7 @@ cdef class Reader:
         """Put a value where the name of the key at the cursor says."""
         cdef Fetch fetch = self.fetch
         cdef Py_ssize_t at = self.cursor
+        cdef const char *key = self.cursor_at
         cdef object value
         self.cursor += 1
         self.cursor_at += key_size + 1
@@ -590,7 +591,7 @@ cdef class Reader:
                     value = fetch.decode(self.take_data(data, size), flags)
             except Exception as error:  # whatever a codec raises, the value is of no use: a miss that is counted
                 fetch.undecodable += 1
-                fetch.failure = error
+                fetch.failure = (key[:key_size], error)
                 return 0
         if cas != NULL:
             value = (value, cas[:cas_end - cas])

@@ -80,7 +80,7 @@ class Fetch:
     - ``decode``: called as ``decode(data, flags)`` for values whose flags are not 0 (bytes), 2 (int) or 16 (text)
     - ``found``: how many values were filed
     - ``doubtful``: positions of values with flags 0 and length 0, which may be a lease's placeholder; they are not in ``values``
-    - ``undecodable``: how many values raised in ``decode``, and ``failure`` the last such error
+    - ``undecodable``: how many values raised in ``decode``, and ``failure`` the wire key and the error of the last of them
     - ``refusal``: the node's error line, where it sent one instead of the values
     """
 
@@ -134,7 +134,7 @@ class Fetch:
         self.doubtful: list[int] | None = None
         self.undecodable = 0
         self.refusal: bytes | None = None
-        self.failure: Exception | None = None
+        self.failure: tuple[bytes, Exception] | None = None
 
     def settle(self, counters: Counters) -> None:
         """Count what came; doubtful keys are counted when they are asked again."""
@@ -402,7 +402,7 @@ class Reader:
                 value = request.decode(data, flags)
         except Exception as error:  # whatever a codec raises, the value is of no use: a miss that is counted
             request.undecodable += 1
-            request.failure = error
+            request.failure = request.wires[at], error
             return
         request.values[request.names[at]] = (value, cas) if request.tokens else value
         request.found += 1

@@ -142,14 +142,14 @@ def meta_delete(wire: bytes, flags: bytes = b"") -> bytes:
     return b"md %b%b%b\r\n" % (key, b" " + flags if flags else b"", b)
 
 
-def meta_arithmetic(wire: bytes, delta: int, mode: bytes) -> bytes:
+def meta_arithmetic(wire: bytes, delta: int, mode: bytes, flags: bytes) -> bytes:
     """``ma``: add ``delta`` to a counter (mode ``I``) or take it away (mode ``D``), and return the new number.
 
-    >>> meta_arithmetic(b"n", 2, b"D")
-    b'ma n MD D2 v\\r\\n'
+    >>> meta_arithmetic(b"n", 2, b"D", b"q")
+    b'ma n MD D2 v q\\r\\n'
     """
     key, b = _key(wire)
-    return b"ma %b M%b D%d v%b\r\n" % (key, mode, delta, b)
+    return b"ma %b M%b D%d v %b%b\r\n" % (key, mode, delta, flags, b)
 
 
 _numbers = itertools.count(1)
@@ -176,6 +176,7 @@ class Commands:
     __slots__ = ("count", "deletes", "opaque", "opened_before", "owed", "payload", "replies")
 
     repeatable = False
+    failure: tuple[bytes, Exception] | None = None  # the wire key and the error of a value that could not be decoded
 
     def __init__(
         self,
@@ -315,12 +316,12 @@ class Lookups(Commands):
         self.decode = decode
         self.values = values
         self.tokens = tokens
-        self.failure: Exception | None = None
+        self.failure: tuple[bytes, Exception] | None = None
 
     def settle(self, counters: Counters) -> None:
         """Decode, file and count the values."""
         super().settle(counters)
-        for name, reply in zip(self.names, self.replies, strict=True):
+        for wire, name, reply in zip(self.wires, self.names, self.replies, strict=True):
             if reply.value is None or is_placeholder(reply):
                 counters.misses += 1
                 continue
@@ -329,7 +330,7 @@ class Lookups(Commands):
             except Exception as error:  # whatever a codec raises, the value is of no use: a miss that is counted
                 counters.misses += 1
                 counters.undecodable += 1
-                self.failure = error
+                self.failure = wire, error
                 continue
             counters.hits += 1
             self.values[name] = (value, b"%d" % reply.cas) if self.tokens else value

@@ -36,7 +36,7 @@ from kvcluster.protocol.requests import Commands, Deletes, Fetch, Request
 from kvcluster.stats.counters import Counters
 from kvcluster.topology import Node
 from kvcluster.transport.pool import REPLAYED_AT_ONCE
-from kvcluster.transport.state import NodeState
+from kvcluster.transport.state import NodeState, warn_undecodable
 
 WRITE_HIGH_WATER: Final = 256 << 10
 GETS_PER_LINE: Final = 100
@@ -239,6 +239,8 @@ class AsyncConnection(asyncio.BufferedProtocol):
         refusal = request.refusal if isinstance(request, Deletes) else None
         if refusal is None:
             request.settle(counters)
+            if request.failure is not None:
+                warn_undecodable(self.address, call.namespace, request.failure)
         call.land(None if refusal is None else CommandRefused(self.address, refusal))
         if self._due and not self._due[0].request.count:
             self._complete()

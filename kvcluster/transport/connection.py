@@ -26,6 +26,7 @@ from kvcluster.protocol.hot import Malformed, Reader, send_all
 from kvcluster.protocol.requests import Commands, Deletes, Request
 from kvcluster.stats.counters import Counters
 from kvcluster.topology import Node
+from kvcluster.transport.state import warn_undecodable
 
 SLOWEST: Final = 10 << 20  # bytes per second; a node that moves so many is not late, however large the values
 
@@ -92,8 +93,8 @@ class Connection:
         """Whether an exchange may be left to the reader: the kernel keeps the time, an answer comes, and no earlier one is owed."""
         return self.fd >= 0 and not self.owed and request.count > 0
 
-    def conclude(self, request: Request, namespace: str, outcome: int | Exception | None, deadline: float | None = None) -> None:
-        """The rest of an exchange whose request was sent.
+    def conclude(self, request: Request, namespace: str, outcome: int | Exception | None, deadline: float | None = None) -> int:
+        """The rest of an exchange whose request was sent; the number of bytes that its replies took.
 
         :param outcome: how it went so far: the number of bytes first received, or an error; None where nothing was received
         :param deadline: by ``time.monotonic()``; without one the connection's own timeout counts from here. `SLOWEST` extends it
@@ -103,6 +104,7 @@ class Connection:
         if outcome is None or not self.reader.complete:
             outcome = self._read(deadline, outcome) if request.count else 0
         self.complete(request, namespace, outcome)
+        return outcome
 
     def send(self, request: Request) -> None:
         """The first half of `exchange`; `conclude` is the second."""
@@ -133,6 +135,8 @@ class Connection:
         if isinstance(request, Deletes) and (refusal := request.refusal):
             raise CommandRefused(self.address, refusal)  # a failed exchange, whose deletes are kept to be sent again
         request.settle(counters)
+        if request.failure is not None:
+            warn_undecodable(self.address, namespace, request.failure)
 
     def _read(self, deadline: float | None, before: int | None = None) -> int:
         """Receive until the request that the reader has begun has its replies.

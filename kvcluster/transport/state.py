@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Final
 
+from mmh3 import mmh3_32_uintdigest
+
 from kvcluster.errors import BadReply, KvclusterError, NodeDown, NodeTimeout, NodeUnreachable
 from kvcluster.protocol.requests import Deletes, Request
 from kvcluster.stats.counters import Counters
@@ -22,7 +24,36 @@ from kvcluster.transport.health import Health
 log = logging.getLogger("kvcluster")
 
 MAX_MISSED_DELETES: Final = 65_536
+WARN_SECONDS: Final = 60.0  # between two warnings of undecodable values of one namespace
 _REPLAY_BATCH: Final = 100
+
+
+_warned: dict[str, float] = {}  # until when that was enough, by namespace
+
+
+def warn_undecodable(
+    address: str, namespace: str, failure: tuple[bytes, Exception], clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Log that a value could not be decoded, now and then: one deployment with another codec makes many of them.
+
+    What may be private stays out of it: the key is told by its hash, the error by its type.
+
+    :param failure: the wire key, and what the codec raised
+    """
+    wire, error = failure
+    now = clock()
+    if now < _warned.get(namespace, now):
+        return
+    _warned[namespace] = now + WARN_SECONDS  # of threads that come here at once each may warn
+    log.warning(
+        "a value of namespace %r on node %s cannot be decoded (%s) and counts as a miss; its key has the murmur3 hash %08x. "
+        "More of them are counted, and not logged for %.0f s",
+        namespace,
+        address,
+        type(error).__name__,
+        mmh3_32_uintdigest(wire),
+        WARN_SECONDS,
+    )
 
 
 class NodeState:

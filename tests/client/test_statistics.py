@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import pytest
+from mmh3 import mmh3_32_uintdigest
 
 from kvcluster.protocol import requests
 from kvcluster.stats.counters import Counts
@@ -81,6 +82,22 @@ def test_a_value_that_cannot_be_decoded_is_a_counted_miss(alone: Cluster, read: 
     assert read(client) is None
     total = client.statistics().total
     assert (total.hits, total.misses, total.undecodable) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("read", [lambda c: c.get("secret"), lambda c: c.gat("secret")])
+def test_values_that_cannot_be_decoded_are_told_now_and_then(
+    alone: Cluster, read: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvcluster.transport.state._warned", {})
+    client = alone.client(prefix="shop:")
+    alone.ask(b"set shop:secret 2 0 7\r\nprivate\r\n")
+    for _ in range(3):
+        assert read(client) is None
+    (record,) = caplog.records
+    assert "namespace 'shop:'" in record.getMessage()
+    assert f"{mmh3_32_uintdigest(b'shop:secret'):08x}" in record.getMessage()
+    assert "secret" not in record.getMessage()
+    assert "private" not in record.getMessage()
 
 
 def test_a_refusal_is_a_counted_error(alone: Cluster) -> None:

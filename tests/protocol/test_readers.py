@@ -103,7 +103,9 @@ def test_an_empty_value_without_flags_is_doubtful(hot: ModuleType, size: int) ->
 def test_what_cannot_be_decoded_is_counted(hot: ModuleType, size: int, flags: int, data: bytes) -> None:
     request = read_fetch(hot, b"VALUE a %d %d\r\n%b\r\nVALUE b 0 1\r\nx\r\nEND\r\n" % (flags, len(data), data), size)
     assert (request.values, request.found, request.undecodable) == ({"B": b"x"}, 1, 1)
-    assert isinstance(request.failure, ValueError)
+    wire, error = request.failure
+    assert wire == b"a"
+    assert isinstance(error, ValueError)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,14 @@ def seen(request: Fetch | Commands) -> Any:
     """Everything that a reader has noted in a request, with the types of the values."""
     if not isinstance(request, Commands):
         values = [(name, type(value), value) for name, value in request.values.items()]
-        return values, request.found, request.doubtful, request.undecodable, type(request.failure), request.refusal
+        return (
+            values,
+            request.found,
+            request.doubtful,
+            request.undecodable,
+            request.failure and (request.failure[0], type(request.failure[1])),
+            request.refusal,
+        )
     return [
         (
             reply.status,

@@ -614,7 +614,7 @@ class SoftLimit(BaseException):
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-@pytest.mark.parametrize("place", [(pool_module.Endpoint, "acquire"), (connection_module.Connection, "conclude")])
+@pytest.mark.parametrize("place", [(pool_module.Endpoint, "acquire"), (connection_module.Connection, "complete")])
 def test_a_delete_that_was_interrupted_is_sent_before_the_next_read(
     site: Site, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], nodes: int
 ) -> None:

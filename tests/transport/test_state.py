@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 
@@ -161,3 +162,14 @@ def test_repr_shows_the_state(state: NodeState) -> None:
     assert repr(state) == "<n up, 0 missed deletes>"
     state.failed(REFUSED, deletes(b"a"), "")
     assert repr(state) == "<n down, 1 missed deletes>"
+
+
+def test_undecodable_values_are_warned_of_once_in_a_while(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    warn = partial(state_module.warn_undecodable, "n", failure=(b"k", ValueError("private")), clock=clock)
+    for namespace in ("a namespace", "a namespace", "another", "a namespace"):
+        warn(namespace=namespace)
+    assert len(caplog.records) == 2
+    clock.advance(state_module.WARN_SECONDS)
+    warn(namespace="a namespace")
+    assert len(caplog.records) == 3
+    assert "private" not in caplog.text
