@@ -471,14 +471,15 @@ def read_many(
         now = source.clock()
         answers = yield from _ask_many(source, list(pending), depends, first)
         won = {wire: answer for wire, answer in answers.items() if not answer.found and not answer.lost}
-        lost = {wire: answer for wire, answer in answers.items() if not answer.found and answer.lost}
+        rest = {} if len(won) == len(answers) else {wire: answer for wire, answer in answers.items() if wire not in won}
+        lost = {wire: answer for wire, answer in rest.items() if not answer.found}
         try:
             source.refuse_own((*won, *lost))
         except CallerError:
             yield from _give_back(source, won)
             raise
         aging: dict[bytes, Answer] = {}
-        for wire, answer in answers.items():
+        for wire, answer in rest.items():
             if answer.found:
                 values[pending.pop(wire)] = answer.value
                 progress = now

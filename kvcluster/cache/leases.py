@@ -294,7 +294,7 @@ class Fills(Stores):
     def settle(self, counters: Counters) -> None:
         """Count what was stored, and what was not because something newer came in between."""
         super().settle(counters)
-        counters.unstored += sum(reply.status != "HD" for reply in self.replies)
+        counters.unstored += len(self.replies) - self.confirmed
 
     def fail(self, counters: Counters) -> None:
         """Count the values as not stored."""
