@@ -102,6 +102,17 @@ def test_an_invalidation_is_seen_in_every_phase(shop: Shop, phase: str) -> None:
     assert shop.read_many([name]) == {name: 2}
 
 
+def test_a_soft_invalidation_reaches_a_value_that_has_not_moved_yet(shop: Shop) -> None:
+    (name,) = shop.moving(1)
+    assert shop.read(name) == 0
+    while shop.stage.advance().phase != "migrate":
+        pass
+    shop.call(shop.client.get, "warm")
+    shop.rows[name] = 1
+    shop.call(shop.version.invalidate, name, soft=True)
+    assert shop.read(name) == 1, "what is stale is not copied"
+
+
 def test_a_call_that_meets_the_change_is_answered_and_stores_nothing_wrong(shop: Shop) -> None:
     (name,) = shop.moving(1)
     key = f"shop:version:{name}"
