@@ -13,7 +13,7 @@ import marshal
 import tempfile
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from typing import IO, Final, NamedTuple, TypeAlias
 
@@ -104,35 +104,19 @@ class Moves:
 
         :param done: slots to leave out
         """
-        # What fits into memory is one range, so that its batches are full.
-        ranges = map(self._read, range(RANGES)) if self._files else [chain.from_iterable(self._ranges)]
-        for found in ranges:
-            for target, records in groupby(sorted(found), key=itemgetter(0)):
-                yield from self._batches(target, records, done)
-
-    def _batches(self, target: int, records: Iterable[Record], done: Container[int]) -> Iterator[Work]:
-        address, (coldest, left) = self._router.targets[target], self._coldest.get(target, (-1, 0.0))
-        wires: list[bytes] = []
-        slots: list[int] = []
-        size = cold = journalled = 0
-        for slot, keys in groupby(records, key=itemgetter(1)):
-            if slot in done:
-                journalled += sum(1 for _ in keys)
-                continue
-            for _, _, accessed, bytes, wire in keys:
-                if (minute := -accessed // 60) <= coldest:
-                    if minute < coldest or bytes > left:
-                        cold += 1
-                        continue
-                    left -= bytes
-                if len(wires) == BATCH or size + bytes > BATCH_BYTES:
-                    yield Work(address, wires, size, tuple(slots), cold, journalled)
-                    wires, slots, size, cold, journalled = [], [], 0, 0, 0
-                wires.append(wired(wire))
-                size += bytes
-            slots.append(slot)
-        if wires or slots or cold or journalled:
-            yield Work(address, wires, size, tuple(slots), cold, journalled)
+        loads = {number: _Load(target, *self._coldest.get(number, (-1, 0.0))) for number, target in enumerate(self._router.targets)}
+        for number in range(RANGES):
+            for (target, slot), records in groupby(sorted(self._read(number)), key=itemgetter(0, 1)):
+                load = loads[target]
+                if slot in done:
+                    load.journalled += sum(1 for _ in records)
+                    continue
+                for _, _, accessed, size, wire in records:
+                    if load.full(size):
+                        yield load.work()
+                    load.take(-accessed // 60, size, wire)
+                load.slots.append(slot)
+        yield from [load.work() for load in loads.values() if load.wires or load.slots or load.cold or load.journalled]
 
     def _read(self, number: int) -> list[Record]:
         records = list(self._ranges[number])
@@ -151,6 +135,46 @@ class Moves:
         """Free its files."""
         for file in self._files.values():
             file.close()
+
+
+class _Load:
+    """The batch that is being made for one target.
+
+    :param coldest: the minute of last access of which only ``room`` bytes may go
+    """
+
+    __slots__ = ("bytes", "cold", "coldest", "journalled", "room", "slots", "target", "wires")
+
+    def __init__(self, target: str, coldest: int, room: float) -> None:
+        self.target = target
+        self.coldest = coldest
+        self.room = room
+        self._clear()
+
+    def _clear(self) -> None:
+        self.wires: list[bytes] = []
+        self.slots: list[int] = []
+        self.bytes = self.cold = self.journalled = 0
+
+    def full(self, size: int) -> bool:
+        """Whether a key of so many bytes belongs to the next batch."""
+        return len(self.wires) == BATCH or (self.bytes + size > BATCH_BYTES and bool(self.wires))
+
+    def take(self, minute: int, size: int, wire: bytes) -> None:
+        """Take a key, unless there is no room for it."""
+        if minute <= self.coldest:
+            if minute < self.coldest or size > self.room:
+                self.cold += 1
+                return
+            self.room -= size
+        self.wires.append(wired(wire))
+        self.bytes += size
+
+    def work(self) -> Work:
+        """The batch; another one begins."""
+        made = Work(self.target, self.wires, self.bytes, tuple(self.slots), self.cold, self.journalled)
+        self._clear()
+        return made
 
 
 def coldest(heat: Iterable[tuple[int, int]], room: float) -> tuple[int, float]:
