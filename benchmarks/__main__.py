@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import cases, check, measures, readthrough, report
 from benchmarks.rivals import ASYNC, SYNC
@@ -18,7 +18,7 @@ def profile(full: bool, rounds: int, block: float, console: Console) -> report.R
     """Run a profile with a progress bar."""
     results = report.Results("full" if full else "quick", rounds, block)
     groups = together(cases.full() if full else cases.quick())
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Bench(rounds=rounds, block=block) as bench, Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(groups) + 3)
         for group in groups:
