@@ -4,9 +4,10 @@ every read checked.
 The database is an array in shared memory: a version for each key, which one process writes. A writer notes what it wrote, makes the
 cache know, and only then notes that it did. A reader looks at that note before it reads: an older version is a stale read.
 
-Keys are of kinds, by what their writer does: ``row`` deletes, ``soft`` marks as stale, ``store`` sets the new value, ``count`` is
-only ever increased by incr, ``swap`` by gets and cas, ``once`` is added and deleted. Rows and soft keys are read through with
-leases, and renewed early; everything else, and rows half of the time, by plain gets.
+Keys are of kinds, by what their writer does. ``row`` is read through a `Cache`, which loads, leases and refreshes early, and is
+invalidated. ``soft`` is marked as stale, and read by leases under the rules of the phases, since a `Cache` does not say whether
+what it serves is stale. The others are a client's: ``store`` is set, ``count`` increased by incr, ``swap`` changed by gets and
+cas, ``once`` added and deleted.
 
     python -m tests.rebalance.stress --reads 1000000
 """
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import kvcluster.client
-from kvcluster import Client, phases
+from kvcluster import Cache, Client, phases
 from kvcluster.errors import KvclusterError, NodeError, OutcomeUnknown, ResizeLocked
 from kvcluster.following.copying import copy_command, seen
 from kvcluster.protocol import requests
@@ -41,8 +42,8 @@ from kvcluster.sources import FileSource
 from kvcluster.testing.nodes import MemcachedProcess
 from kvcluster.topology import Document, Node
 
-KINDS = ("row", "row", "soft", "store", "count", "swap", "once")
-KEYS = 1400
+KINDS = ("row", "row", "row", "soft", "store", "count", "swap", "once")
+KEYS = 1600
 WRITERS = READERS = 3
 COUNTS = ("reads", "hits", "stale", "writes", "lost", "unknown", "failures")
 SLOTS = 1024
@@ -144,7 +145,7 @@ class Through:
         self._slow()
         if verdict in ("good", "lagging"):
             return request.replies[:-1]
-        self._client.get("row:0")  # the client finds out, and follows or tells
+        self._client.get("store:4")  # the client finds out, and follows or tells
         raise Newer
 
     def read(self, key: str, load: Any) -> tuple[Any, bool]:
@@ -194,6 +195,22 @@ class Through:
                 return
 
 
+class Cached:
+    """What is read through a cache."""
+
+    def __init__(self, client: Client, shared: Shared, slow: Slow) -> None:
+        self.cache = Cache("stress", ttl=20, xfetch=1.0, client=client)
+
+        @self.cache.loader("row:{number}")
+        def row(number: int) -> int:
+            slow()
+            found = shared.database[number]
+            slow()
+            return found
+
+        self.row = row
+
+
 def persist(action: Any) -> Any:
     """Do it until it is done: a delete that failed is not told to anybody."""
     deadline = time.monotonic() + 30
@@ -211,8 +228,9 @@ def persist(action: Any) -> Any:
 class Writer:
     """Writes the keys that are its own."""
 
-    def __init__(self, shared: Shared, counts: Counts, client: Client, through: Through) -> None:
-        self.shared, self.counts, self.client, self.through = shared, counts, client, through
+    def __init__(self, shared: Shared, counts: Counts, client: Client, slow: Slow) -> None:
+        self.shared, self.counts, self.client = shared, counts, client
+        self.through, self.cached = Through(client, slow), Cached(client, shared, slow)
 
     def write(self, number: int) -> None:
         key, shared = key_of(number), self.shared
@@ -221,7 +239,7 @@ class Writer:
         match key.split(":")[0]:
             case "row":
                 shared.database[number] = version
-                persist(lambda: self.client.delete(key))
+                persist(lambda: self.cached.row.invalidate(number))
                 shared.told[number] = version
             case "soft":
                 shared.database[number] = version
@@ -288,7 +306,7 @@ def write(source: FileSource, shared: Shared, process: int) -> None:
     """A process that writes until it is told to stop."""
     slow = Slow(process)
     client = client_of(source, slow)
-    writer = Writer(shared, shared.counter(process), client, Through(client, slow))
+    writer = Writer(shared, shared.counter(process), client, slow)
     chance = random.Random(process)
     own = range(process, KEYS, WRITERS)
     while not shared.stop[0]:
@@ -305,7 +323,8 @@ def read(source: FileSource, shared: Shared, process: int) -> None:
     """A process that reads and checks until it is told to stop."""
     slow = Slow(process, part=0.01)
     client = client_of(source, slow)
-    through, counts, chance = Through(client, slow), shared.counter(process), random.Random(process)
+    through, cached = Through(client, slow), Cached(client, shared, slow)
+    counts, chance = shared.counter(process), random.Random(process)
     while not shared.stop[0]:
         number = popular(chance, KEYS)
         key = key_of(number)
@@ -313,8 +332,10 @@ def read(source: FileSource, shared: Shared, process: int) -> None:
         told = shared.told[number]
         outdated = False
         try:
-            if kind == "soft" or (kind == "row" and chance.random() < 0.5):
+            if kind == "soft":
                 value, outdated = through.read(key, lambda: shared.database[number])  # noqa: B023
+            elif kind == "row":
+                value = cached.row(number)
             else:
                 value = client.get(key)
         except KvclusterError:
