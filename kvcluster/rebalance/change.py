@@ -99,6 +99,11 @@ class Change:
         owned = self._tables[0].count(source)
         return sum(count for (old, _), count in self.moves.items() if old == source) / owned if owned else 0.0
 
+    def portion(self, source: str, target: str) -> float:
+        """Which part of what an address gains comes from another, from 0 to 1."""
+        total = sum(count for (_, new), count in self.moves.items() if new == target)
+        return self.moves[source, target] / total if total else 0.0
+
     def router(self, source: str) -> Router:
         """Where the keys of one node go."""
         numbers = {node.address: number for number, node in enumerate(self.targets)}

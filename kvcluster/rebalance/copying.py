@@ -10,7 +10,7 @@ stored are then found as reserved; they are put aside, and asked for again at th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import repeat
 from typing import Final
@@ -66,9 +66,9 @@ def copy_all(run: Run, previous_epoch: int) -> None:
                 run.tell_epoch(target)
             run.journal.open(run.lock.document.epoch, run.lock.document.epoch, _starts(now))
             done.clear()
+            targets = now
         elif done.issuperset(source.address for source in _living(run)):
             return
-        targets = now
 
 
 def _living(run: Run) -> list[Node]:
@@ -103,7 +103,13 @@ def _copy_source(run: Run, source: Node, targets: Mapping[str, Figures]) -> None
         return
     tally = run.tally.sources[address] = SourceTally(moves.keys.total())
     try:
-        moves.fit({target: room(one, run.settings.fill, run.change.gained(target)) for target, one in targets.items() if one.limit})
+        moves.fit(
+            {
+                target: room(one, run.settings.fill, run.change.gained(target)) * run.change.portion(address, target)
+                for target, one in targets.items()
+                if one.limit
+            }
+        )
         skew = {target: one.now - run.times.clock() for target, one in targets.items()}
         reservoir = Reservoir(run.settings.sample)
         run.doing("copying", address)
@@ -130,11 +136,13 @@ def _copy_source(run: Run, source: Node, targets: Mapping[str, Figures]) -> None
 def _moves(run: Run, source: Node) -> Moves:
     """The keys of a source that move."""
     run.doing("dumping", source.address)
-    moves = Moves(run.change.router(source.address))
-    with _listing(run, source) as listing:
-        for lines in listing.blocks():
-            moves.add(lines)
-            run.tick()
+    with ExitStack() as unless_whole:
+        moves = unless_whole.enter_context(closing(Moves(run.change.router(source.address))))
+        with _listing(run, source) as listing:
+            for lines in listing.blocks():
+                moves.add(lines)
+                run.tick()
+        unless_whole.pop_all()
     return moves
 
 

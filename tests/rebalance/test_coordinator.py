@@ -427,6 +427,17 @@ def test_copying_stops_at_the_targets_share_of_memory(town: Make) -> None:
     assert b"STAT evictions 0\r\n" in ask(addresses[1], b"stats\r\n")
 
 
+def test_several_sources_share_the_room_of_a_target(town: Make) -> None:
+    place = town(3, 4, memory=8)
+    addresses = [node.address for node in place.nodes]
+    place.client().set_many({f"user:{number}": b"x" * 5_000 for number in range(2400)})
+    report = place.run(addresses, fill=0.2)
+    assert report.outcomes["cold"] > 50
+    limit = 0.2 * (8 << 20)
+    held = int(ask(addresses[3], b"stats\r\n").split(b"STAT bytes ")[1].split()[0])
+    assert 0.8 * limit < held <= 1.05 * limit
+
+
 def test_the_lock_is_kept_while_the_copy_is_slow(town: Make) -> None:
     place = town(1, 2)
     place.fill(600)
