@@ -116,6 +116,15 @@ async def rows() -> None:
     await async_users.get(42, session=Session(engine))  # type: ignore[arg-type]
 
 
+cache.create_outbox(engine)
+cache.use_outbox("shop_outbox")
+
+
+async def outbox() -> None:
+    await cache.create_outbox(async_engine, "shop_outbox")
+
+
+cache.create_outbox(sessions)  # type: ignore[call-overload]
 cache.repository(User, engine)  # type: ignore[call-overload]
 for factory in (sessions, own_sessions):
     cache.bind(factory)
