@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := tests/requirements.txt
 BENCH_PINS := benchmarks/requirements.txt
-NATIVE := $(wildcard kvcluster/*/_native.pyx)
+NATIVE := $(wildcard kvcluster/*/_native.pyx kvcluster/*/*.pxd)
 # The first Python that is new enough; PYTHON=... chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)

@@ -12,6 +12,7 @@ Errors of the last two carry ``.node``, the address of the node concerned.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from pymemcache.exceptions import (
@@ -84,7 +85,8 @@ class ResizeLocked(ResizeRefused):
     """
 
     def __init__(self, owner: str, until: float) -> None:
-        super().__init__(f"{owner} is resizing this cluster; if it has died, its lock ends by itself at {until:.0f}")
+        when = datetime.fromtimestamp(until, UTC).strftime("%H:%M:%S UTC")
+        super().__init__(f"{owner} is resizing this cluster; if it has died, its lock ends by itself at {when}")
         self.owner = owner
         self.until = until
 

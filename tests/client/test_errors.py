@@ -13,6 +13,7 @@ from kvcluster import errors
 
 ARGUMENTS: dict[type, tuple[Any, ...]] = {
     errors.MissingExtra: ("sql", "a repository"),
+    errors.ResizeLocked: ("host:1:abc", 1_800_000_000.0),
     errors.DeleteFailed: (["a", b"b"], {"h:1": errors.NodeTimeout("h:1", "no answer")}),
 }
 

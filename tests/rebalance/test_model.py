@@ -1,12 +1,11 @@
 """The protocol of a resize, searched for a stale read in every order of events; and each shortcut, in which the search finds one.
 
-The suite searches small worlds. ``KVCLUSTER_MODEL=large`` (`make model`) adds evictions, restarts, more writes and more readers to
+The suite searches small worlds. `make model` adds evictions, restarts, more writes and more readers to
 each of them, and takes minutes.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -14,7 +13,6 @@ import pytest
 
 from tests.rebalance.explorer import Shortcut, Size, Stale, explore
 
-LARGE = os.environ.get("KVCLUSTER_MODEL", "small") == "large"
 COMMANDS = ("delete", "set", "soft", "incr", "add", "cas")
 
 SMALL: dict[str, Size] = {
@@ -39,7 +37,7 @@ def test_no_read_is_stale(name: str) -> None:
     assert explore(SMALL[name]) > 1000
 
 
-@pytest.mark.skipif(not LARGE, reason="takes minutes: make model")
+@pytest.mark.large
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("reader", ["plain", "through"])
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,18 +1,14 @@
 """No read is stale while the cluster is resized, replaced and reweighted under load and its coordinator is killed; and the check
 finds one where keys are copied by a plain add.
 
-The suite does so for less than a minute. ``KVCLUSTER_MODEL=large`` (`make model`) checks a million reads, with nodes that restart.
+The suite does so for less than a minute. `make model` checks a million reads, with nodes that restart.
 """
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.rebalance.stress import stress
-
-LARGE = os.environ.get("KVCLUSTER_MODEL", "small") == "large"
 
 
 @pytest.mark.slow
@@ -31,7 +27,7 @@ def test_the_check_finds_what_copying_by_add_brings_back() -> None:
     assert found.counts["stale"] > 0
 
 
-@pytest.mark.skipif(not LARGE, reason="takes minutes: make model")
+@pytest.mark.large
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("restarts", [False, True], ids=["kills", "kills and restarts"])
 def test_no_read_of_a_million_is_stale(restarts: bool) -> None:
