@@ -115,7 +115,6 @@ class Rebalance:
         :raises SourceUnavailable: where the source cannot be read or written
         """
         document = self.source.read()
-        resumed = document.phase != "old"
         wanted = self._topology(document)
         found = change(document.former or document.topology, wanted)
         lock = Lock(self.source, document, self.owner, self.settings.lease, self._times.clock)
@@ -130,13 +129,12 @@ class Rebalance:
         )
         lock.require_free()
         try:
-            if resumed:
-                _barrier(run, self.source)  # finish what the one before may have left undone
-            else:
+            if document.phase == "old":
                 planning.require_ready(self.source, document, run)
-            before = document.epoch
+            # Whoever wrote this document may have died before all nodes knew its epoch; one that is two behind counts as cut off.
+            _barrier(run, self.source)
             lock.take()
-            self._go(run, wanted, before)
+            self._go(run, wanted, document.epoch)
         except Stopping:
             run.tally.notes.append(f"stopped in phase {lock.document.phase}: run it again to continue")
         finally:

@@ -227,6 +227,25 @@ def test_without_a_journal_everything_is_asked_for_again_and_nothing_is_lost(tow
     assert place.held() == values
 
 
+@pytest.mark.parametrize("phase", ["old", "prepare", "migrate", "drain", "new"])
+def test_an_epoch_that_a_coordinator_died_before_telling_is_told_before_the_next(town: Make, phase: str) -> None:
+    place = town(2, 3)
+    place.fill(100)
+    addresses = [node.address for node in place.nodes]
+    rebalance = place.rebalance(addresses)
+    rebalance.run(at_once(phase, rebalance.stop))
+    document = place.source.read()
+    assert place.source.replace(document.epoch, document.step(owner="dead", lease_until=0.0))  # and no node was told
+    told: list[bytes] = []
+
+    def look(state: Progress) -> None:
+        if not told and place.source.read().epoch == document.epoch + 2:
+            told.extend(ask(address, b"mg __kvc:epoch v\r\n").split()[-1] for address in addresses[:2])
+
+    assert place.run(addresses, look).finished
+    assert {int(epoch) for epoch in told} <= {document.epoch + 1, document.epoch + 2}
+
+
 def test_who_is_thought_dead_and_is_not_stops(town: Make) -> None:
     place = town(2, 3)
     values = place.fill(COUNT)
