@@ -44,7 +44,7 @@ def settled(engine: Engine) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.timeout(60 + 3 * POINTS)
+@pytest.mark.timeout(120 + 15 * POINTS)
 def test_after_a_crash_the_worker_makes_the_cache_true(database: Database, nodes: list[RunningNode]) -> None:
     engine = database.engine(poolclass=NullPool)
     Base.metadata.create_all(engine)
