@@ -54,7 +54,7 @@ assert_type(profile.key(42), str)
 assert_type(profile.loads, int)
 profile("42")  # type: ignore[arg-type]
 profile()  # type: ignore[call-arg]
-profile.invalidate(id=42)  # type: ignore[call-arg]
+profile.invalidate(id=42)  # type: ignore[call-overload]
 
 
 # -- coroutine functions
@@ -78,7 +78,7 @@ async def functions() -> None:
     await profile_async.list([1, 2])
     await profile_async.invalidate(42)
     await profile_async("42")  # type: ignore[arg-type]
-    await profile_async.invalidate(id=42)  # type: ignore[call-arg]
+    await profile_async.invalidate(id=42)  # type: ignore[call-overload]
 
 
 # -- rows
