@@ -256,7 +256,9 @@ class _Survey:
         :param model: whether it stands in a pydantic model, which rebuilds what it likes
         """
         origin, args = typing.get_origin(kind), typing.get_args(kind)
-        if kind is Any or kind is object:
+        if kind is object:
+            raise TypeError("object inside another type is not a type whose values could be rebuilt: say Any")
+        if kind is Any:
             return "Any"
         if kind is None or kind is NoneType or kind is ...:
             return "..." if kind is ... else "None"

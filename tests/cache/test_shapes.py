@@ -671,3 +671,9 @@ def test_a_row_in_a_zone_that_has_no_name_is_not_stored() -> None:
     codec = RowCodec({"at": datetime.datetime})
     with pytest.raises(IllegalValue, match="zone"):
         codec.encode({"at": datetime.datetime(2024, 1, 1, tzinfo=Zone())})
+
+
+def test_object_inside_a_type_is_refused_where_it_is_declared() -> None:
+    assert Shape(object).text is None
+    with pytest.raises(ConfigurationError, match="say Any"):
+        Shape(dict[str, object])
