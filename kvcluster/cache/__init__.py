@@ -22,6 +22,7 @@ from kvcluster.cache.near import Near
 from kvcluster.cache.policy import Duration, Options, Policy, Settings, seconds
 from kvcluster.cache.shapes import Shape
 from kvcluster.cache.stamps import stamp_wire, table_stamps, tag_stamp
+from kvcluster.cache.watch import Registry, Watched, watch_of
 from kvcluster.client import Client
 from kvcluster.cluster import Cluster, default_url, parse_url
 from kvcluster.codec import Codec
@@ -32,14 +33,16 @@ from kvcluster.planner import Planner
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-    from sqlalchemy import Engine
-    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
-    from sqlalchemy.orm import sessionmaker
+    from sqlalchemy import Engine, Select
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+    from sqlalchemy.orm import Session, sessionmaker
 
     from kvcluster.aio import AsyncClient
     from kvcluster.cache.aio import AsyncLoader
     from kvcluster.cache.aio_repository import AsyncRepository
+    from kvcluster.cache.invalidation import Binding
     from kvcluster.cache.outbox import Outbox
+    from kvcluster.cache.query import AsyncQuery, Query
     from kvcluster.cache.repository import Repository, RepositoryBase
 
 P = ParamSpec("P")
@@ -97,6 +100,8 @@ class Cache:
         self.loaders: list[LoaderBase[..., Any]] = []
         self.repositories: dict[type[Any], list[RepositoryBase[Any]]] = {}
         self.outbox: Outbox | None = None
+        self.watches = Registry()
+        self._bindings: list[Binding] = []
         if client is not None:
             self.connect(client)
 
@@ -222,13 +227,25 @@ class Cache:
         near = self._near if policy.l1 else None
         return Source(self.planner_of(client), policy, codec, flights, times, time.monotonic, self._sightings, near, shape, label)
 
-    def loader(self, key: str, *, ignore: Iterable[str] = (), **options: Unpack[Options]) -> _Decorator:
+    def loader(
+        self,
+        key: str,
+        *,
+        ignore: Iterable[str] = (),
+        watch: Watched = (),
+        tags: Iterable[str] = (),
+        **options: Unpack[Options],
+    ) -> _Decorator:
         """Decorate a function, or a coroutine function, whose results are to be cached.
 
         Its return annotation, where it has one, says what the results are, and they come back as that.
 
         :param key: the key's template, such as ``"user:{id}"``; each argument must stand in it or in ``ignore``
         :param ignore: arguments that do not change the result
+        :param watch: what the result hangs on, so that commits of bound sessions forget it: columns and the arguments that they are
+            equal to (``{User.id: "user_id"}``), or a list of such mappings, mapped classes, tables and Django models. A column is
+            equal to an argument where Python says so, whatever the database's collation
+        :param tags: templates over the arguments (``"author:{user_id}"``), for `invalidate_tag`
         :param options: what is to be otherwise than the namespace has it; see `Options`
         :raises ConfigurationError: where template and function do not fit, or where another loader or repository has the same keys
         """
@@ -236,6 +253,7 @@ class Cache:
 
         def decorate(function: Callable[..., Any]) -> Any:
             template = Template(key, function, ignore, policy.prefixes)
+            watching = watch_of(template, watch, tags)
             self._require_own_keys(template)
             loader: LoaderBase[..., Any]
             if inspect.iscoroutinefunction(function):
@@ -244,6 +262,9 @@ class Cache:
                 loader = AsyncLoader(self, template, function, policy)
             else:
                 loader = Loader(self, template, function, policy)
+            if watching:
+                loader.stamps_of = watching.stamps_of
+            self.watches.add(template.shape, watching)
             self.loaders.append(loader)
             return loader
 
@@ -317,6 +338,58 @@ class Cache:
         self.repositories.setdefault(model, []).append(repository)
         return repository
 
+    @overload
+    def query(
+        self,
+        key: str,
+        *,
+        watch: Iterable[Any],
+        repository: Repository[M],
+        tags: Iterable[str] = (),
+        **options: Unpack[Options],
+    ) -> Callable[[Callable[P, Select[Any]]], Query[P, M]]: ...
+
+    @overload
+    def query(
+        self,
+        key: str,
+        *,
+        watch: Iterable[Any],
+        repository: AsyncRepository[M],
+        tags: Iterable[str] = (),
+        **options: Unpack[Options],
+    ) -> Callable[[Callable[P, Select[Any]]], AsyncQuery[P, M]]: ...
+
+    @overload
+    def query(
+        self, key: str, *, watch: Iterable[Any], tags: Iterable[str] = (), **options: Unpack[Options]
+    ) -> Callable[[Callable[P, Select[Any]]], Query[P, Any]]: ...
+
+    def query(
+        self,
+        key: str,
+        *,
+        watch: Iterable[Any],
+        repository: RepositoryBase[Any] | None = None,
+        tags: Iterable[str] = (),
+        **options: Unpack[Options],
+    ) -> Any:
+        """Decorate a function that makes a ``Select`` of a mapped class: its result's primary keys are cached, and the rows come
+        from that class's repository. With a repository whose calls are awaited, the query's are too.
+
+        :param key: the key's template, such as ``"front:{tag}:{n}"``; each argument must stand in it
+        :param watch: what the result hangs on, as for `loader`: nearly always the classes that the statement selects from
+        :param repository: of the rows; by default the one of the class that is watched
+        :param tags: templates over the arguments, for `invalidate_tag`
+        :param options: what is to be otherwise than the namespace has it; see `Options`
+        :raises MissingExtra: without ``kvcluster[sql]``
+        :raises ConfigurationError: as `loader`, and where it is not known which repository has the rows
+        """
+        from kvcluster.cache.query import query_of, repository_of  # here, because it needs the extra
+
+        rows = repository or repository_of(self, watch)
+        return lambda function: query_of(function, rows, self.loader(key, watch=watch, tags=tags, **options))
+
     def bind(self, session_factory: sessionmaker[Any] | async_sessionmaker[Any]) -> None:
         """Invalidate what the sessions of this factory change, after each commit: the rows of this cache's repositories.
 
@@ -324,7 +397,37 @@ class Cache:
         """
         from kvcluster.cache.invalidation import bind  # here, because it needs the extra
 
-        bind(self, session_factory)
+        self._bindings.append(bind(self, session_factory))
+
+    def flush(self, session: Session) -> None:
+        """See to it that everything a session has committed is invalidated: for tests, and for code that must know.
+
+        A commit does that by itself, without raising. What could not be done then is done now, or raises.
+
+        :param session: of a factory that is bound
+        :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
+        :raises ConfigurationError: for a session of another factory
+        """
+        self._binding_of(session).flush(session)
+
+    async def flush_async(self, session: AsyncSession) -> None:
+        """As `flush`. Once begun, it is not undone by a cancellation.
+
+        :param session: of a factory that is bound
+        :raises DeleteFailed: where a node could not be told; it is told before this client reads from it again
+        :raises ConfigurationError: for a session of another factory
+        """
+        await self._binding_of(session.sync_session).flush_async(session)
+
+    def is_bound(self, session_factory: sessionmaker[Any] | async_sessionmaker[Any]) -> bool:
+        """Whether the sessions of a factory invalidate what they change."""
+        return any(binding.maker is session_factory for binding in self._bindings)
+
+    def _binding_of(self, session: Session) -> Binding:
+        for binding in self._bindings:
+            if isinstance(session, binding.sessions):
+                return binding
+        raise ConfigurationError(f"cache {self.namespace!r} is not bound to the factory of this session: call cache.bind(factory)")
 
     @overload
     def create_outbox(self, engine: Engine, name: str = ...) -> None: ...

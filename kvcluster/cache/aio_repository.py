@@ -23,9 +23,11 @@ M = TypeVar("M")
 class AsyncRepository(RepositoryBase[M]):
     """The rows of one mapped class. Made by `Cache.repository`. As `Repository`, with calls that are awaited."""
 
+    is_async = True
+
     def __init__(self, cache: Cache, model: type[M], sessions: async_sessionmaker[Any], policy: Policy) -> None:
         super().__init__(cache, model, policy)
-        self._sessions = sessions
+        self.sessions = sessions
 
     async def get(self, id: Any, *, session: AsyncSession | None = None) -> M | None:
         """The row with this primary key as a detached instance, or None where there is none.
@@ -74,6 +76,32 @@ class AsyncRepository(RepositoryBase[M]):
         """
         await self._cache.invalidate_wires_async(self.wires(id), self.policy.stale if soft else 0)
 
+    async def save(self, instance: M) -> M:
+        """Write a row in a transaction of its own, and forget what that makes untrue: for a row that is new, and for one that was
+        read here and changed. What of it was never loaded or set stays as it is in the database.
+
+        As with any commit, the cache is no reason to raise: a node that could not be told is told later.
+
+        :returns: the row as the database has it now, detached
+        """
+        async with self._writing.begin() as session:
+            merged: M = await session.merge(instance)
+            await session.flush()
+            await session.refresh(merged)
+            session.expunge(merged)
+        return merged
+
+    async def delete(self, id: Any) -> bool:
+        """Delete a row in a transaction of its own, and forget what that makes untrue. Parameters and errors as for `save`.
+
+        :returns: whether there was one
+        """
+        async with self._writing.begin() as session:
+            instance = await session.get(self.model, id)
+            if instance is not None:
+                await session.delete(instance)
+        return instance is not None
+
     async def explain(self, id: Any) -> Explanation:
         """Where a row would come from now, and why. It changes nothing."""
         client = self._cache.async_client
@@ -84,7 +112,7 @@ class AsyncRepository(RepositoryBase[M]):
         return (await self._load([id])).get(id)
 
     async def _load(self, ids: Sequence[Any]) -> dict[Any, dict[str, Any]]:
-        async with self._sessions() as session:
+        async with self.sessions() as session:
             return await self._load_with(session, ids)
 
     async def _load_with(self, session: AsyncSession, ids: Sequence[Any]) -> dict[Any, dict[str, Any]]:

@@ -1,177 +1,350 @@
-"""What a commit deletes.
+"""What a commit invalidates.
 
-While a session flushes, the keys of the rows it changes are noted. They are deleted when its root transaction has ended: after
-the commit, because a reader in between would store the old row again, and after the transaction's end, because raising or taking
-a second connection inside ``after_commit`` leaves the session unusable. A rolled back savepoint keeps its keys: deleting one too
-many costs a load, one too few is a stale read. For the same reason a commit that raised deletes too, since the database may have
-it.
+While a session's transaction goes on, the names of the keys and stamps that its changes make untrue are noted: those of a unit of
+work when it was flushed, those of other statements when they are executed. Each savepoint has its own: released, they become
+those of the transaction around it; rolled back, they are forgotten. What a statement on an engine's own connection changes, and
+one that is written as text, is not seen: `Cache.invalidate_table` is for those.
+
+The nodes are told when the root transaction has ended: after the commit, because a reader in between would store the old row again,
+and after the transaction's end, because raising or taking a second connection inside ``after_commit`` leaves the session unusable.
+A commit that raised invalidates too, since the database may have it.
 
 ``commit()`` never raises because of the cache: the rows are in the database, and a caller that tried again would write twice. What
 a signal handler raises meanwhile, such as a task's time limit, is not the cache's and goes on to the caller.
 Deletes that did not reach their node are repeated in the background until they do, which is logged when it begins and when it is
 done; this client does not read from the node before.
+
+With an outbox, what is to be invalidated is a row of the same transaction, written by the last statement before its COMMIT.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary, WeakSet, ref
 
-from sqlalchemy import event
-from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy import Connection, Engine, Table, event
+from sqlalchemy.orm import Mapper, Session, SessionTransaction, UOWTransaction, object_session, sessionmaker
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.state import InstanceState
+from sqlalchemy.sql.dml import Delete, UpdateBase
 
-from kvcluster.cache import fork
-from kvcluster.cache.repository import RepositoryBase, maker_of
-from kvcluster.client import Client
-from kvcluster.errors import DeleteFailed, IllegalKey, KvclusterError
-from kvcluster.plan import Invalidation
+from kvcluster.cache.changes import Unknown, properties, rows_in_database, rows_of_instance, rows_of_statement
+from kvcluster.cache.repository import maker_of
+from kvcluster.cache.retries import Retries, tell, tell_async
+from kvcluster.cache.watch import Names, Row
+from kvcluster.planner import Planner
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
-    from sqlalchemy.ext.asyncio import async_sessionmaker
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-    from kvcluster.aio import AsyncClient
     from kvcluster.cache import Cache
     from kvcluster.cache.outbox import Outbox
 
 log = logging.getLogger("kvcluster")
 
-_FIRST_RETRY: Final = 0.1
-_LAST_RETRY: Final = 1.0
-_NOT_INVALIDATED: Final = "after a commit: %d rows of cache %r were not invalidated"
+_UNNAMED: Final = "cache %r cannot tell which rows of table %s were changed, and forgets them all"
 
 
-class _Pending:
-    """What one session has changed since its root transaction began."""
+class Changes:
+    """What one session has changed since its root transaction began.
+
+    :ivar names: of what that invalidates, by savepoint; None stands for the root transaction
+    :ivar known: what the database had for instances that are being flushed, by table
+    :ivar modified: their attributes that are being written
+    :ivar wrote: the connections that it changed anything by
+    :ivar written: the rows of the outbox that say the same
+    """
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[RepositoryBase[Any], Any], None] = {}
-        self.committing = False
-        self.committed = False
-        self.models: set[type[Any]] = set()  # whose transactions will write into the outbox
-        self.written: list[tuple[Engine, tuple[int, ...]]] = []  # into the outbox
+        self.names: dict[SessionTransaction | None, Names] = {}
+        self.known: dict[str, dict[InstanceState[Any], Row]] = {}
+        self.modified: dict[InstanceState[Any], frozenset[str]] = {}
+        self.flushing = False
+        self.committing = self.committed = False
+        self.wrote: WeakSet[Connection] = WeakSet()
+        self.written: list[tuple[Engine, tuple[int, ...]]] = []
 
-    def wires(self) -> list[bytes]:
-        """The rows' keys, without repetition: repositories of one model share them. One that cannot be is left out."""
-        wires: dict[bytes, None] = {}
-        for repository, id in self.rows:
-            try:
-                wires.update(dict.fromkeys(repository.wires(id)))
-            except IllegalKey as error:
-                log.error("after a commit: a row of %r was not invalidated: %s", repository, error)
-        return [*wires]
+    def names_of(self, session: Session) -> Names:
+        """What is noted for the innermost savepoint that is open."""
+        return self.names.setdefault(session.get_nested_transaction(), Names())
+
+    def release(self, transaction: SessionTransaction) -> None:
+        """Make a savepoint's names those of the transaction around it."""
+        if (names := self.names.pop(transaction, None)) is not None:
+            outer = transaction.parent
+            while outer is not None and not outer.nested:
+                outer = outer.parent
+            self.names.setdefault(outer, Names()).update(names)
+
+    @property
+    def root(self) -> Names:
+        """What the root transaction changed, if it was to be committed."""
+        return self.names.get(None, Names()) if self.committing or self.committed else Names()
 
 
-def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[Any]) -> None:
-    """Listen to the sessions of a factory; see `Cache.bind`."""
-    slot = f"kvcluster:{cache.namespace}:{id(cache)}"
-    slot_of_task = f"{slot}:deleting"
-    retries = Retries()
-    maker = maker_of(session_factory)
-    is_async = not isinstance(maker, sessionmaker)
-    target: Any = _own_session_class(maker) if is_async else maker
+class Binding:
+    """A cache that listens to the sessions of a factory; see `Cache.bind`."""
 
-    def note(session: Session, instance: object) -> None:
-        for repository in cache.repositories.get(type(instance), ()):
-            pending = session.info.setdefault(slot, _Pending())
-            pending.rows.update(((repository, id), None) for id in repository.identifiers_of(instance))
-            enlist(session, pending, type(instance))
+    def __init__(self, cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[Any]) -> None:
+        maker = maker_of(session_factory)
+        self.maker = maker
+        self._cache = cache
+        self._retries = Retries()
+        self._is_async = not isinstance(maker, sessionmaker)
+        #: The class of the sessions, which no other factory's are of.
+        self.sessions: type[Session] = _own_session_class(maker) if self._is_async else maker.class_
+        self._slot = f"kvcluster:{cache.namespace}:{id(cache)}"
+        self._slot_of_task = f"{self._slot}:task"
+        self._slot_of_failed = f"{self._slot}:failed"
+        self._engines: WeakSet[Engine] = WeakSet()
+        self._connected: WeakKeyDictionary[Connection, ref[Session]] = WeakKeyDictionary()
+        for name in (
+            "after_begin", "before_flush", "after_flush", "persistent_to_deleted", "after_soft_rollback",
+            "before_commit", "after_commit", "after_transaction_end",
+        ):  # fmt: skip
+            event.listen(self.sessions, name, getattr(self, f"_{name}"))
+        for name in ("before_update", "before_delete"):
+            event.listen(Mapper, name, self._before_statement)
 
-    def after_flush(session: Session, context: object) -> None:
+    @property
+    def _planner(self) -> Planner:
+        return self._cache.planner_of(self._cache.async_client if self._is_async else self._cache.client)
+
+    def _changes(self, session: Session) -> Changes:
+        changes: Changes = session.info.setdefault(self._slot, Changes())
+        return changes
+
+    # -- statements
+
+    def _after_begin(self, session: Session, transaction: object, connection: Connection) -> None:
+        engine = connection.engine
+        if engine not in self._engines:
+            self._engines.add(engine)
+            event.listen(engine, "before_execute", self._before_execute)
+            event.listen(engine, "commit", self._committing)
+        self._connected[connection] = ref(session)
+
+    def _session_of(self, connection: Connection) -> Session | None:
+        found = self._connected.get(connection)
+        return None if found is None else found()
+
+    def _before_execute(
+        self, connection: Connection, statement: object, many: Sequence[Any], one: Any, options: Mapping[str, Any]
+    ) -> None:
+        if not isinstance(statement, UpdateBase) or (session := self._session_of(connection)) is None:
+            return
+        table: Any = statement.table
+        changes = self._changes(session)
+        if getattr(table, "fullname", "") in self._cache.watches:
+            self._enlist(changes, connection)
+        if changes.flushing and "compiled_cache" in options:
+            return  # the unit of work's own
+        parameters = [*many] or [one]
+        self._note(session, table, partial(rows_of_statement, statement, parameters))
+        if isinstance(statement, Delete):
+            self._note_cascades(session, table)
+
+    # -- units of work
+
+    def _before_flush(self, session: Session, context: UOWTransaction, instances: object) -> None:
+        changes = self._changes(session)
+        changes.flushing, changes.known, changes.modified = True, {}, {}
+        by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
+        for instance in (*session.dirty, *session.deleted):
+            state = instance_state(instance)
+            by_mapper.setdefault(state.mapper, []).append(state)
+        for mapper, states in by_mapper.items():
+            self._look_up(session, mapper, states)
+
+    def _before_statement(self, mapper: Mapper[Any], connection: Connection, instance: object) -> None:
+        """Look at what only the flush itself found changed: orphans, and what a relationship writes."""
+        session, state = object_session(instance), instance_state(instance)
+        if isinstance(session, self.sessions) and (changes := self._changes(session)).flushing:
+            changes.modified[state] = frozenset(state.committed_state)
+            self._look_up(session, mapper, [state])
+
+    def _look_up(self, session: Session, mapper: Mapper[Any], states: Iterable[InstanceState[Any]]) -> None:
+        """Ask the database for the columns of changed rows that are watched and not what the rows are found by."""
+        for table in mapper.tables:
+            if not isinstance(table, Table) or not (columns := self._cache.watches.columns(table.fullname)):
+                continue
+            known = self._changes(session).known.setdefault(table.fullname, {})
+            unknown = [state for state in states if state.key is not None and state not in known]
+            if unknown and (asked := _not_identifying(mapper, table, columns)):
+                connection = session.connection(bind_arguments={"mapper": mapper, "clause": table})
+                known.update(rows_in_database(connection, mapper, table, asked, unknown))
+
+    def _after_flush(self, session: Session, context: object) -> None:
+        self._changes(session).flushing = False
         for instance in (*session.new, *session.dirty):
-            note(session, instance)
+            self._note_instance(session, instance)
 
-    def before_commit(session: Session) -> None:
+    def _persistent_to_deleted(self, session: Session, instance: object) -> None:
+        for table in self._note_instance(session, instance):
+            self._note_cascades(session, table)
+
+    def _note_instance(self, session: Session, instance: object) -> list[Table]:
+        state = instance_state(instance)
+        tables = [table for table in state.mapper.tables if isinstance(table, Table)]
+        changes = self._changes(session)
+        modified = changes.modified.get(state, frozenset())
+        for table in tables:
+            row = changes.known.get(table.fullname, {}).get(state)
+            self._note(session, table, partial(rows_of_instance, state, table, row, modified))
+        return tables
+
+    def _note(self, session: Session, table: Any, rows_of: Callable[[Iterable[str]], Iterable[Row]]) -> None:
+        """Note what a change invalidates: of the rows that are told, else of the table."""
+        watches, name = self._cache.watches, getattr(table, "fullname", "")
+        if name not in watches:
+            return
+        rows: list[Row] | None = None
+        try:
+            rows = [*rows_of(watches.columns(name))]
+        except (Unknown, LookupError):
+            pass
+        except Exception:  # it has to do with the cache alone, and the flush goes on
+            log.warning(_UNNAMED, self._cache.namespace, name, exc_info=True)
+        self._changes(session).names_of(session).update(watches.invalidated(name, rows))
+
+    def _note_cascades(self, session: Session, table: Any) -> None:
+        """Note what the database itself deletes or changes when rows of a table are deleted."""
+        for other in _dependants(table):
+            self._note(session, other, _unknown)
+
+    # -- transactions
+
+    def _after_soft_rollback(self, session: Session, transaction: object) -> None:
+        self._changes(session).flushing = False
+
+    def _before_commit(self, session: Session) -> None:
         if session.get_nested_transaction() is None:
-            session.info.setdefault(slot, _Pending()).committing = True  # before the last flush, which adds keys
+            self._changes(session).committing = True  # before the last flush, which adds names
 
-    def enlist(session: Session, pending: _Pending, model: type[Any]) -> None:
-        """Let the transaction that changes these rows write down what it changed. While it does: a session may read elsewhere."""
-        if cache.outbox is not None and model not in pending.models:
-            pending.models.add(model)
-            connection = session.connection(bind_arguments={"mapper": model})
-            cache.outbox.attach(connection, pending, partial(record, cache.outbox, pending))
+    def _committing(self, connection: Connection) -> None:
+        """A COMMIT follows. While savepoints are open, ``before_commit`` cannot tell the root transaction from them."""
+        if (session := self._session_of(connection)) is not None:
+            self._changes(session).committing = True
 
-    def record(outbox: Outbox, pending: _Pending, connection: Connection) -> None:
-        if cache.connected and (wires := pending.wires()):  # else the keys are not known, which is logged afterwards
-            pending.written.append((connection.engine, outbox.write(connection, Invalidation(tuple(wires)))))
+    def _enlist(self, changes: Changes, connection: Connection) -> None:
+        """Let the transaction that changes anything write down what it changed, as its last statement."""
+        outbox = self._cache.outbox
+        if outbox is not None and connection not in changes.wrote:
+            changes.wrote.add(connection)
+            outbox.attach(connection, changes, partial(self._record, outbox, changes))
 
-    def after_commit(session: Session) -> None:
-        """In a task: a cancellation while the session gives its connection back keeps ``after_transaction_end`` from coming."""
-        if session.get_nested_transaction() is not None or (pending := session.info.get(slot)) is None:
+    def _record(self, outbox: Outbox, changes: Changes, connection: Connection) -> None:
+        names = changes.names.get(None)
+        if self._cache.connected and names:  # else the keys are not known, which is logged afterwards
+            invalidation = names.invalidation(self._planner)
+            changes.written.append((connection.engine, outbox.write(connection, invalidation)))
+
+    def _after_commit(self, session: Session) -> None:
+        """Savepoints are released; and asyncio's sessions begin here, in a task: a cancellation while a session gives its
+        connection back keeps ``after_transaction_end`` from coming.
+        """
+        changes = self._changes(session)
+        if (savepoint := session.get_nested_transaction()) is not None:
+            changes.release(savepoint)
             return
-        pending.committed = True
-        if is_async and pending.rows:
-            del session.info[slot]
-            session.info[slot_of_task] = asyncio.get_running_loop().create_task(delete_async(pending))
+        changes.committed = True
+        if self._is_async and changes.root:
+            del session.info[self._slot]
+            session.info[self._slot_of_task] = asyncio.get_running_loop().create_task(self._tell_async(session, changes))
 
-    def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is not None:
+            self._changes(session).names.pop(transaction, None)
             return
-        pending = session.info.pop(slot, None)
-        deleting = session.info.pop(slot_of_task, None)
-        if pending is not None and (pending.committing or pending.committed) and pending.rows:
-            if is_async:
-                deleting = delete_async(pending)
-            else:
-                delete(pending)
-        if deleting is not None:
+        changes: Changes = session.info.pop(self._slot, None) or Changes()
+        telling: Any = session.info.get(self._slot_of_task)
+        if not changes.root:
+            changes.names.clear()  # rolled back: a connection that the session was given may yet be committed
+        else:
+            if not self._is_async:
+                self._tell(session, changes)
+                return
+            telling = self._tell_async(session, changes)
+        if telling is not None:
             from sqlalchemy.util import await_only  # the sync half of an async session runs in a greenlet, which can wait
 
             from kvcluster.cache.aio import to_the_end
 
-            await_only(to_the_end(deleting))
+            await_only(to_the_end(telling))
+            session.info.pop(self._slot_of_task, None)
 
-    def delete(pending: _Pending) -> None:
-        try:
-            cache.invalidate(Invalidation(tuple(pending.wires())))
-            acknowledge(pending)
-        except DeleteFailed as error:
-            retries.start(cache.client, error)
-        except BaseException as error:
-            if _is_the_caches(error):
-                log.exception(_NOT_INVALIDATED, len(pending.rows), cache.namespace)
-                return
-            if cache.client.missed_deletes:
-                retries.start(cache.client, error)
-            raise
+    # -- telling the nodes
 
-    async def delete_async(pending: _Pending) -> None:
-        try:
-            await cache.invalidate_async(Invalidation(tuple(pending.wires())))
-            acknowledge(pending)
-        except DeleteFailed as error:
-            retries.start_async(cache.async_client, error)
-        except Exception as error:
-            if _is_the_caches(error):
-                log.exception(_NOT_INVALIDATED, len(pending.rows), cache.namespace)
-                return
-            if cache.async_client.missed_deletes:
-                retries.start_async(cache.async_client, error)
-            raise
+    def _tell(self, session: Session, changes: Changes) -> None:
+        failed = self._failed(session, changes)
+        if tell(self._cache, self._retries, changes.root):
+            self._told(failed, changes)
 
-    def acknowledge(pending: _Pending) -> None:
-        """A commit that raised may be carried out yet, after what it changed was deleted: its row is left to the worker."""
-        if cache.outbox is not None and pending.committed:
-            for engine, ids in pending.written:
-                cache.outbox.done(engine, ids)
+    async def _tell_async(self, session: Session, changes: Changes) -> None:
+        failed = self._failed(session, changes)
+        if await tell_async(self._cache, self._retries, changes.root):
+            self._told(failed, changes)
 
-    event.listen(target, "after_flush", after_flush)
-    event.listen(target, "persistent_to_deleted", note)  # orphans too, which are in no list of the session
-    event.listen(target, "before_commit", before_commit)
-    event.listen(target, "after_commit", after_commit)
-    event.listen(target, "after_transaction_end", after_transaction_end)
+    def _failed(self, session: Session, changes: Changes) -> Names:
+        """What no node may have heard of yet, now with these changes."""
+        failed: Names = session.info.setdefault(self._slot_of_failed, Names())
+        failed.update(changes.root)
+        return failed
+
+    def _told(self, failed: Names, changes: Changes) -> None:
+        """Acknowledge what the outbox says. A commit that raised may be carried out yet, after its changes were invalidated: its
+        row is left to the worker.
+        """
+        failed.remove(changes.root)
+        if self._cache.outbox is not None and changes.committed:
+            for engine, ids in changes.written:
+                self._cache.outbox.done(engine, ids)
+
+    # -- for those who wait
+
+    def flush(self, session: Session) -> None:
+        """See `Cache.flush`."""
+        if failed := session.info.get(self._slot_of_failed):
+            self._cache.invalidate(failed.invalidation(self._planner))
+            failed.clear()
+
+    async def flush_async(self, session: AsyncSession) -> None:
+        """See `Cache.flush_async`."""
+        info = session.sync_session.info
+        if (telling := info.get(self._slot_of_task)) is not None:
+            await asyncio.wait((telling,))
+        if failed := info.get(self._slot_of_failed):
+            await self._cache.invalidate_async(failed.invalidation(self._planner))
+            failed.clear()
 
 
-def _is_the_caches(error: BaseException) -> bool:
-    """Whether an error comes from the cache, or from a fault in it: then it is this library's, or one of Python's own.
+def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[Any]) -> Binding:
+    """Listen to the sessions of a factory; see `Cache.bind`."""
+    return Binding(cache, session_factory)
 
-    Signal handlers raise errors of other classes, or such that are no Exception.
-    """
-    return isinstance(error, KvclusterError) or (isinstance(error, Exception) and type(error).__module__ == "builtins")
+
+def _unknown(columns: object) -> Iterable[Row]:
+    raise Unknown
+
+
+def _not_identifying(mapper: Mapper[Any], table: Table, columns: Iterable[str]) -> list[str]:
+    """Those of some columns that are mapped, and no part of the primary key."""
+    identifying = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
+    mapped = {column.name for column in table.columns if mapper.columns.contains_column(column)}
+    attributes = properties(mapper, table, mapped.intersection(columns))
+    return [name for name, key in attributes.items() if key not in identifying]
+
+
+def _dependants(table: Any, seen: frozenset[Any] = frozenset()) -> Iterable[Table]:
+    """The tables whose rows the database changes when it deletes rows of this one."""
+    for other in table.metadata.tables.values() if isinstance(table, Table) else ():
+        if other not in seen and any(key.ondelete and key.column.table is table for key in other.foreign_keys):
+            yield other
+            yield from _dependants(other, seen | {table, other})
 
 
 def _own_session_class(factory: async_sessionmaker[Any]) -> type[Session]:
@@ -180,77 +353,3 @@ def _own_session_class(factory: async_sessionmaker[Any]) -> type[Session]:
     own = type(given.__name__, (given,), {})
     factory.configure(sync_session_class=own)
     return own
-
-
-class Retries:
-    """Repeats clients' failed deletes in the background, in one daemon thread per client that ends when there are none left.
-
-    It does so at once, and again at each further failure: what a hanging node finds in its socket's buffer when it wakes, it
-    carries out before others read from it.
-    """
-
-    def __init__(self) -> None:
-        self._tasks: dict[int, tuple[asyncio.Task[None], asyncio.Event]] = {}  # by client
-        fork.renewed(self)
-
-    def renew(self) -> None:
-        """Begin without threads; in a forked child too, which has none of its parent's."""
-        self._running: dict[int, threading.Event] = {}  # by client
-        self._lock = threading.Lock()
-
-    def start(self, client: Client, error: BaseException) -> None:
-        """Repeat this client's failed deletes."""
-        name = id(client)
-        with self._lock:
-            if name in self._running:
-                self._running[name].set()
-                return
-            self._running[name] = failed_again = threading.Event()
-        log.error("after a commit: %s; deletes are repeated until they succeed", error)
-        arguments = (client, name, failed_again)
-        threading.Thread(target=self._repeat, args=arguments, name="kvcluster-retries", daemon=True).start()
-
-    def _repeat(self, client: Client, name: int, failed_again: threading.Event) -> None:
-        delay = _FIRST_RETRY
-        while client.replay_deletes() or not self._finish(client, name):
-            delay = _FIRST_RETRY if failed_again.wait(delay) else min(delay * 2, _LAST_RETRY)
-            failed_again.clear()
-        _log_end(client)
-
-    def _finish(self, client: Client, name: int) -> bool:
-        """End, unless a commit failed just now that has seen this thread running."""
-        with self._lock:
-            if client.missed_deletes:
-                return False
-            del self._running[name]
-            return True
-
-    def start_async(self, client: AsyncClient, error: BaseException) -> None:
-        """As `start`, in a task of the running loop, which ends with that."""
-        loop = asyncio.get_running_loop()
-        name = id(client)
-        if name in self._tasks and self._tasks[name][0].get_loop() is loop:
-            self._tasks[name][1].set()
-            return
-        log.error("after a commit: %s; deletes are repeated until they succeed", error)
-        failed_again = asyncio.Event()
-        self._tasks[name] = (loop.create_task(self._repeat_async(client, name, failed_again)), failed_again)
-
-    async def _repeat_async(self, client: AsyncClient, name: int, failed_again: asyncio.Event) -> None:
-        delay = _FIRST_RETRY
-        try:
-            while await client.replay_deletes():
-                try:
-                    await asyncio.wait_for(failed_again.wait(), delay)
-                    delay = _FIRST_RETRY
-                except TimeoutError:
-                    delay = min(delay * 2, _LAST_RETRY)
-                failed_again.clear()
-        finally:
-            self._tasks.pop(name, None)
-        _log_end(client)
-
-
-def _log_end(client: Client | AsyncClient) -> None:
-    if not client.left_alone:  # else the node's state has logged what became of its deletes
-        log.warning("all deletes that failed after a commit have succeeded")

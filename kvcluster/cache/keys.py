@@ -72,6 +72,17 @@ def _percent_escaped(text: str) -> str:
     return _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", text)
 
 
+def is_of(value: object, kind: type) -> bool:
+    """Whether a value is of a type as a column or a key takes it: a bool is no number, a moment no day.
+
+    >>> is_of(1, int), is_of(True, int)
+    (True, False)
+    """
+    if isinstance(value, (bool, datetime.datetime)):
+        return kind is object or type(value) is kind
+    return isinstance(value, kind)
+
+
 class Template:
     """A key template such as ``"profile:{user_id}:{lang}"``, bound to the function whose arguments fill it.
 
@@ -110,7 +121,7 @@ class Template:
             raise ConfigurationError(f"key template {text!r}: a loader cannot take *args or **kwargs")
         if text.startswith(RESERVED):
             raise ConfigurationError(f"key template {text!r}: keys that begin with {RESERVED!r} are the cache's own")
-        pieces = list(_pieces(text))
+        pieces = list(pieces_of(text))
         fields = [name for _, name in pieces if name is not None]
         self.fields = frozenset(fields)
         self.takes_session = "session" in ignored and "session" in parameters and "session" not in fields
@@ -126,11 +137,19 @@ class Template:
             if before is not None and name is not None and not _SEPARATOR(literal):
                 raise ConfigurationError(f"key template {text!r}: {{{before}}} and {{{name}}} must be separated by ':' or the like")
         self._pieces: Final[Sequence[tuple[str, str | None]]] = pieces
+        self._kinds: dict[str, type] = {}
         self._positional = [name for name in parameters if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
         self._simple = len(self._positional) == len(parameters)
         self._places = [(self._positional.index(name), name) for name in fields] if self._simple else []
         self._format = "%s".join(text.replace("%", "%%") for text in (prefixes[0] + first, *others))
         self.many = self._positional[0] if self._positional else ""
+
+    def require(self, argument: str, kind: type) -> None:
+        """Refuse other values of an argument from now on.
+
+        Who deletes a key by a row's column knows the column's type. The database may find that row by another, whose key differs.
+        """
+        self._kinds[argument] = kind
 
     def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """The key of a call with these arguments.
@@ -138,14 +157,14 @@ class Template:
         :raises TypeError: where the loader cannot be called with them
         :raises IllegalKey: where one of them cannot be part of a key
         """
-        if self._simple and not kwargs and len(args) == len(self._positional):
+        if self._simple and not kwargs and not self._kinds and len(args) == len(self._positional):
             return self._format % tuple([_text(args[place], name) for place, name in self._places])
         return self.filled(self.arguments(args, kwargs))
 
     def keys(self, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
         """`key` of each call with one of these values as the first argument, and the others as they are."""
         values = [*many]
-        if not (self._simple and not kwargs and values and len(args) + 1 == len(self._positional)):
+        if not (self._simple and not kwargs and not self._kinds and values and len(args) + 1 == len(self._positional)):
             return [self.key((value, *args), kwargs) for value in values]
         others = ["%s" if not place else str(_text(args[place - 1], name)).replace("%", "%%") for place, name in self._places]
         form, first, times = self._format.replace("%%", "%%%%") % tuple(others), self.many, others.count("%s")
@@ -167,10 +186,22 @@ class Template:
     def filled(self, arguments: Mapping[str, Any]) -> str:
         """The key of a call with these arguments by name.
 
-        :raises IllegalKey: where one of them cannot be part of a key
+        :raises IllegalKey: where one of them cannot be part of a key, or is not of the type that was required
         """
+        for name, kind in self._kinds.items():
+            value = arguments[name]
+            if not is_of(value.value if isinstance(value, enum.Enum) else value, kind):
+                given = f"{type(value).__name__}: {value!r:.100}"
+                raise IllegalKey(f"{name} must be {kind.__name__}, as the column it stands for is, not {given}")
         key = "".join([literal if name is None else literal + escaped(arguments[name], name) for literal, name in self._pieces])
         return self.prefixes[0] + key
+
+    def every_version(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """As `filled`, in each version.
+
+        :raises IllegalKey: as that does
+        """
+        return self.versions(self.filled(arguments))
 
     def versions(self, key: str) -> tuple[str, ...]:
         """A key in each version, the one in use first.
@@ -192,12 +223,17 @@ def _literals(pieces: Iterable[tuple[str, str | None]]) -> Iterable[str]:
     yield text
 
 
-def _pieces(text: str) -> Iterable[tuple[str, str | None]]:
-    """The template's pieces: literal text and the field after it, None after the last."""
+def pieces_of(text: str, what: str = "key template") -> Iterable[tuple[str, str | None]]:
+    """The pieces of a template: literal text and the field after it, None after the last.
+
+    :param what: what an error calls it
+    :raises ConfigurationError: for anything in braces that is not the bare name of an argument
+    """
     try:
-        for literal, name, spec, conversion in string.Formatter().parse(text):
-            if name is not None and (not name.isidentifier() or spec or conversion):
-                raise ConfigurationError(f"key template {text!r}: {{{name}}} must be the bare name of an argument")
-            yield literal, name
+        pieces = list(string.Formatter().parse(text))
     except ValueError as error:
-        raise ConfigurationError(f"key template {text!r}: {error}") from None
+        raise ConfigurationError(f"{what} {text!r}: {error}") from None
+    for literal, name, spec, conversion in pieces:
+        if name is not None and (not name.isidentifier() or spec or conversion):
+            raise ConfigurationError(f"{what} {text!r}: {{{name}}} must be the bare name of an argument")
+        yield literal, name

@@ -19,13 +19,13 @@ from kvcluster.cache.cached import Cached
 from kvcluster.cache.drive import drive, read
 from kvcluster.cache.explain import Explanation, explain
 from kvcluster.cache.flows import Flow, Loaders, read_many, refresh_one
-from kvcluster.cache.keys import escaped
+from kvcluster.cache.keys import escaped, is_of
 from kvcluster.cache.leases import Source
 from kvcluster.cache.loader import in_order
 from kvcluster.cache.policy import Policy
 from kvcluster.cache.shapes import Shape, difference
-from kvcluster.cache.stamps import table_stamp
-from kvcluster.cache.tables import tables_of
+from kvcluster.cache.tables import column_of, plain_type
+from kvcluster.cache.watch import Watch, Watcher
 from kvcluster.codec import MSGPACK, Undecodable
 from kvcluster.errors import ConfigurationError, IllegalKey, IllegalValue, MissingExtra
 
@@ -133,7 +133,6 @@ class RepositoryBase(Cached, Generic[M]):
                 f"cache {cache.namespace!r} has another model of the name {model.__name__}, and keys hold the name"
             )
         self.model = model
-        self.stamps = tuple(table_stamp(table) for table in tables_of(model))
         # Expressions are left out, for they may depend on other rows; asking an instance for one raises, as for a deferred column.
         loaded = [each for each in mapper.column_attrs if isinstance(each.columns[0], Column) and not each.deferred]
         columns = {each.key: each.columns[0] for each in loaded}
@@ -142,16 +141,31 @@ class RepositoryBase(Cached, Generic[M]):
         self._columns = [getattr(model, name) for name in columns]
         self.identifier = mapper.get_property_by_column(mapper.primary_key[0]).key
         self._identity = getattr(model, self.identifier)
-        self._kind = _plain_type(mapper.primary_key[0])
+        self.kind = plain_type(mapper.primary_key[0])
         self._mapper = mapper
+        identity = column_of(mapper.primary_key[0])
+        self._watch = Watch([Watcher(identity.table, ((identity, self.identifier),), self._keys)])
+        self.stamps = self._watch.stamps_of({})
+        self._own: Any = None
         self.key_shape = f"{policy.prefix}{model.__name__}:{{}}"
         codec = RowCodec({name: _python_type(column) for name, column in columns.items()})
         super().__init__(cache, policy, f"{cache.namespace}:{model.__name__}", codec.shape, lambda base: codec)
+        cache.watches.add(self.key_shape, self._watch)
 
-    def identifiers_of(self, instance: object) -> set[Any]:
-        """The primary keys that an instance's row has and had, while it is being flushed."""
-        state = instance_state(instance)
-        return {state.dict.get(self.identifier), *(state.identity or ())} - {None}
+    #: Whether its calls are awaited.
+    is_async = False
+
+    #: Makes the sessions that rows are loaded with.
+    sessions: Any
+
+    def ids_only(self, statement: Select[Any]) -> Select[Any]:
+        """A statement that selects rows of this class, with their primary keys alone.
+
+        :raises ConfigurationError: for a statement of another kind
+        """
+        if not isinstance(statement, Select) or statement.column_descriptions[0].get("entity") is not self.model:
+            raise ConfigurationError(f"a query must return a Select of {self.model.__name__}, not {statement!r:.100}")
+        return statement.with_only_columns(self._identity, maintain_column_froms=True)
 
     def wire(self, id: Any) -> bytes:
         """The key of a row, as its node stores it.
@@ -166,14 +180,28 @@ class RepositoryBase(Cached, Generic[M]):
 
         :raises IllegalKey: as `wire`
         """
-        key, wire = self._key(id), self._cache.planner.wire
-        return tuple([wire(prefix + key) for prefix in self.policy.prefixes])
+        wire = self._cache.planner.wire
+        return tuple([wire(key) for key in self._keys({self.identifier: id})])
+
+    def _keys(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        key = self._key(arguments[self.identifier])
+        return tuple([prefix + key for prefix in self.policy.prefixes])
 
     def _key(self, id: Any) -> str:
-        kind = self._kind
-        if not isinstance(id, kind) or (kind is int and isinstance(id, bool)):
+        kind = self.kind
+        if not is_of(id, kind):
             raise IllegalKey(f"{self.model.__name__}.{self.identifier} must be {kind.__name__}, not {type(id).__name__}: {id!r}")
         return f"{self.model.__name__}:{escaped(id, self.identifier)}"
+
+    @property
+    def _writing(self) -> Any:
+        """Makes sessions whose commits invalidate: the factory, or where that is not bound, one like it that is."""
+        if self._cache.is_bound(self.sessions):
+            return self.sessions
+        if self._own is None:
+            self._own = type(self.sessions)(class_=self.sessions.class_, **self.sessions.kw)
+            self._cache.bind(self._own)
+        return self._own
 
     def _reading(self, source: Source, wires: Mapping[Any, bytes], load: Callable[[Any], Any]) -> Flow[dict[Any, Any]]:
         stamps = self._stamps(self.stamps)
@@ -204,7 +232,7 @@ class Repository(RepositoryBase[M]):
 
     def __init__(self, cache: Cache, model: type[M], sessions: sessionmaker[Any], policy: Policy) -> None:
         super().__init__(cache, model, policy)
-        self._sessions = sessions
+        self.sessions = sessions
 
     def get(self, id: Any, *, session: Session | None = None) -> M | None:
         """The row with this primary key as a detached instance, or None where there is none.
@@ -252,6 +280,32 @@ class Repository(RepositoryBase[M]):
         """
         self._cache.invalidate_wires(self.wires(id), self.policy.stale if soft else 0)
 
+    def save(self, instance: M) -> M:
+        """Write a row in a transaction of its own, and forget what that makes untrue: for a row that is new, and for one that was
+        read here and changed. What of it was never loaded or set stays as it is in the database.
+
+        As with any commit, the cache is no reason to raise: a node that could not be told is told later.
+
+        :returns: the row as the database has it now, detached
+        """
+        with self._writing.begin() as session:
+            merged: M = session.merge(instance)
+            session.flush()
+            session.refresh(merged)
+            session.expunge(merged)
+        return merged
+
+    def delete(self, id: Any) -> bool:
+        """Delete a row in a transaction of its own, and forget what that makes untrue. Parameters and errors as for `save`.
+
+        :returns: whether there was one
+        """
+        with self._writing.begin() as session:
+            instance = session.get(self.model, id)
+            if instance is not None:
+                session.delete(instance)
+        return instance is not None
+
     def explain(self, id: Any) -> Explanation:
         """Where a row would come from now, and why. It changes nothing."""
         client = self._cache.client
@@ -259,7 +313,7 @@ class Repository(RepositoryBase[M]):
         return drive(explain(source, self.wire(id), self._stamps(self.stamps)), client)
 
     def _load(self, ids: Sequence[Any]) -> dict[Any, dict[str, Any]]:
-        with self._sessions() as session:
+        with self.sessions() as session:
             return self._load_with(session, ids)
 
     def _load_with(self, session: Session, ids: Sequence[Any]) -> dict[Any, dict[str, Any]]:
@@ -281,16 +335,8 @@ def maker_of(factory: Any) -> Any:
     raise ConfigurationError(f"session_factory must be a sessionmaker or an async_sessionmaker, not {factory!r}")
 
 
-def _plain_type(column: ColumnElement[Any]) -> type[Any]:
-    """A column's Python type; object where its type names none."""
-    try:
-        return column.type.python_type
-    except NotImplementedError:
-        return object
-
-
 def _python_type(column: ColumnElement[Any]) -> Any:
     """What a column's values decode to: its type's Python type, or anything msgpack holds where it names none."""
-    kind = _plain_type(column)
+    kind = plain_type(column)
     # JSON holds anything; any column may be NULL, whatever is declared.
     return Any if kind in (object, dict, list) else kind | None

@@ -70,7 +70,7 @@ def column_of(attribute: object) -> ColumnName:
     :raises ConfigurationError: for anything else, such as a relationship or an expression
     """
     field: Any = getattr(attribute, "field", None)
-    if getattr(field, "column", None) is not None:
+    if getattr(field, "column", None) is not None and not field.many_to_many:
         return ColumnName(field.model._meta.db_table, field.column, _django_kind(field))
     if _is_sqlalchemys(attribute):
         from sqlalchemy import Column, Table

@@ -302,7 +302,7 @@ def test_a_cache_that_is_not_connected(sessions: Sessions, caplog: pytest.LogCap
     cache.bind(sessions)
     with caplog.at_level(logging.ERROR, "kvcluster"), sessions.begin() as session:
         session.add(User(id=1, name="Kim"))
-    assert "1 rows of cache 'unconnected' were not invalidated" in caplog.text
+    assert "1 entries of cache 'unconnected' were not invalidated" in caplog.text
     assert "cache.connect" in caplog.text
 
 

@@ -207,7 +207,7 @@ def test_this_client_does_not_read_from_a_node_before_it_has_made_up_for_its_del
     node: RunningNode, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes to the node vanish on their way, so that only the replay can have deleted anything."""
-    monkeypatch.setattr("kvcluster.cache.invalidation.Retries.start", lambda *rest: None)
+    monkeypatch.setattr("kvcluster.cache.retries.Retries.start", lambda *rest: None)
     with sessions.begin() as session:
         session.add_all(User(id=n, name="old") for n in range(1, 10))
     with FaultProxy(node.address) as proxy, Client([proxy.address], timeout=0.3, connect_timeout=0.3) as client:

@@ -250,7 +250,7 @@ def test_a_cache_that_is_not_connected_or_not_for_asyncio(sessions: Sessions, ru
 
     with caplog.at_level(logging.ERROR, "kvcluster"):
         run(main)
-    assert "1 rows of cache 'unconnected' were not invalidated" in caplog.text
+    assert "1 entries of cache 'unconnected' were not invalidated" in caplog.text
     assert "call cache.connect(" in caplog.text
     assert "cache 'other' was not connected with an AsyncClient: cache.connect(url) serves both kinds" in caplog.text
 

@@ -1,4 +1,4 @@
-"""`Loader` and `AsyncLoader`, `Repository` and `AsyncRepository` are written by hand twice; this is what holds them equal."""
+"""`Loader`, `Repository` and `Query` and their asyncio halves are written by hand twice; this is what holds them equal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import pytest
 from kvcluster.cache.aio import AsyncLoader
 from kvcluster.cache.aio_repository import AsyncRepository
 from kvcluster.cache.loader import Loader
+from kvcluster.cache.query import AsyncQuery, Query
 from kvcluster.cache.repository import Repository
 
-TWINS = [(Loader, AsyncLoader), (Repository, AsyncRepository)]
+TWINS = [(Loader, AsyncLoader), (Repository, AsyncRepository), (Query, AsyncQuery)]
 CALLS = {
     Loader: {"__call__", "uncached", "get_many", "list", "bulk", "invalidate", "refresh", "explain"},
-    Repository: {"__init__", "get", "get_many", "list", "invalidate", "refresh", "explain"},
+    Repository: {"__init__", "get", "get_many", "list", "invalidate", "refresh", "explain", "save", "delete"},
+    Query: {"__call__", "ids", "invalidate", "refresh"},
 }
 PAIRS = [(sync, other, name) for sync, other in TWINS for name in sorted(CALLS[sync])]
 

@@ -310,7 +310,7 @@ def test_a_cache_that_is_not_connected(engine: Engine, sessions: Sessions, caplo
     cache.repository(User, sessions)
     with caplog.at_level(logging.ERROR, "kvcluster"), sessions.begin() as session:
         session.add(User(id=1, name="Kim"))
-    assert "1 rows of cache 'shop' were not invalidated" in caplog.text
+    assert "1 entries of cache 'shop' were not invalidated" in caplog.text
 
 
 def test_what_cannot_be_an_outbox_is_not_used() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, assert_type
 
-from sqlalchemy import create_engine
+from sqlalchemy import Select, create_engine, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -103,6 +103,21 @@ assert_type(users.list([1, 2]), list[User])
 assert_type(users.refresh(42), User | None)
 assert_type(users.get(42, session=Session(engine)), User | None)
 assert_type(cache.repository(User, own_sessions).get(42), User | None)
+assert_type(users.save(User()), User)
+assert_type(users.delete(42), bool)
+
+
+@cache.query("front:{tag}:{n}", watch=[User], repository=users, ttl="30s")
+def front(tag: str, n: int) -> Select[Any]:
+    return select(User).limit(n)
+
+
+assert_type(front("news", 3), list[User])
+front("news")  # type: ignore[call-arg]
+cache.loader("name:{id}", watch={User.id: "id"}, tags=["user:{id}"])
+cache.loader("all", watch=[User])
+cache.invalidate_table(User)
+cache.invalidate_tag("user:42")
 
 async_users = cache.repository(User, async_sessions, ttl=None)
 
