@@ -49,7 +49,7 @@ class Settings:
     :raises ConfigurationError: for a rate or time that is not above 0
     """
 
-    rate: float = 20_000.0
+    rate: float = 10_000.0
     bytes_rate: float = 50e6
     flush_new: bool = False
     fill: float = 0.95
