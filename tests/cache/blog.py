@@ -192,6 +192,7 @@ def remove_author(session: Session, id: int, other: int, kind: str) -> None:
 
 
 def append(session: Session, id: int, other: int, kind: str) -> None:
+    session.flush()  # else the post may be one that the next query's flush deletes
     if (post := _post(session, id)) and (author := session.get(Author, other)):
         author.posts.append(post)
 
@@ -202,6 +203,7 @@ def orphan(session: Session, id: int, other: int, kind: str) -> None:
 
 
 def tag(session: Session, id: int, other: int, kind: str) -> None:
+    session.flush()  # else the post may be one that the next query's flush deletes
     if post := _post(session, id):
         found = session.get_one(Tag, other)
         (post.tags.remove if found in post.tags else post.tags.append)(found)
