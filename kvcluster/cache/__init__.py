@@ -1,21 +1,20 @@
 """`Cache`: reading through the cluster to the database, and keeping the cluster true when the data changes.
 
 The rooms: `policy` how long and how, `keys` arguments to keys, `flows` the rules of reading through, `drive` carries them out,
-`loader` cached functions, `repository` cached rows, `invalidation` what a commit deletes.
+`loader` cached functions, `repository` cached rows, `query` cached lists of them; `watch` what hangs on which rows, `invalidation`
+what a commit invalidates, `outbox` so that a crash does not lose it.
 """
 
 from __future__ import annotations
 
 import inspect
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, Unpack, overload
 
-from kvcluster.cache import fork
+from kvcluster.cache.connected import Connected
 from kvcluster.cache.flights import Flights, LoadTimes, Sightings
-from kvcluster.cache.keys import Template, checked_namespace
+from kvcluster.cache.keys import Template
 from kvcluster.cache.leases import Source, outdating
 from kvcluster.cache.loader import Loader, LoaderBase
 from kvcluster.cache.near import Near
@@ -24,15 +23,11 @@ from kvcluster.cache.shapes import Shape
 from kvcluster.cache.stamps import stamp_wire, table_stamps, tag_stamp
 from kvcluster.cache.watch import Registry, Watched, watch_of
 from kvcluster.client import Client
-from kvcluster.cluster import Cluster, default_url, parse_url
 from kvcluster.codec import Codec
 from kvcluster.errors import ConfigurationError
 from kvcluster.plan import Invalidation, Plan
-from kvcluster.planner import Planner
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-
     from sqlalchemy import Engine, Select
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
@@ -52,7 +47,7 @@ M = TypeVar("M")
 L1_SIZE: Final = 10_000
 
 
-class Cache:
+class Cache(Connected):
     """A namespace of cached values, declared at import and connected later.
 
     :param namespace: put before every key, as ``"namespace:"``, and what the statistics are counted under
@@ -83,20 +78,14 @@ class Cache:
         l1_size: int = L1_SIZE,
         **settings: Unpack[Settings],
     ) -> None:
-        self.namespace = checked_namespace(namespace)
+        super().__init__(namespace)
         if type(l1_size) is not int or l1_size < 1:
             raise ConfigurationError(f"l1_size must be a number of values, at least 1, not {l1_size!r}")
         self._policy = Policy(None if ttl is None else seconds(ttl, "ttl")).but(settings)
-        self._url: str | None = None
-        self._client: Client | None = None
-        self._async_client: AsyncClient | None = None
-        self._async_clients: dict[AbstractEventLoop | None, AsyncClient] = {}  # made here; None: before any event loop
-        self._planners: dict[Client | AsyncClient, tuple[Planner, Planner]] = {}  # by client: its planner, and the one for here
         self._flights = Flights()
         self._async_flights = Flights()  # apart: a thread that waited for a task of its own event loop would wait for ever
         self._near = Near(l1_size)
         self._sightings = Sightings()
-        fork.renewed(self)
         self.loaders: list[LoaderBase[..., Any]] = []
         self.repositories: dict[type[Any], list[RepositoryBase[Any]]] = {}
         self.outbox: Outbox | None = None
@@ -105,119 +94,8 @@ class Cache:
         if client is not None:
             self.connect(client)
 
-    def renew(self) -> None:
-        """Begin with a free lock; in a forked child too."""
-        self._lock = threading.Lock()
-
     def __repr__(self) -> str:
         return f"<Cache {self.namespace!r} on {self._client or self._async_client or self._url!r}>"
-
-    def connect(self, target: str | Client | AsyncClient | None = None) -> None:
-        """Say where the nodes are.
-
-        :param target: a URL as for `Client.from_url`, which serves functions and coroutine functions alike; or a `Client`, which
-            serves functions, or an `AsyncClient`, which serves coroutine functions. Where None, the URL in ``KVCLUSTER_URL``
-        :raises ConfigurationError: for anything else
-        """
-        self.disconnect()
-        if target is None or isinstance(target, str):
-            self._url = default_url() if target is None else target
-            parse_url(self._url)  # what is wrong with it is said here
-        elif not isinstance(target, Cluster):
-            raise ConfigurationError(f"target must be a URL, a Client or an AsyncClient, not {target!r}")
-        elif isinstance(target, Client):
-            self._client = target
-        else:
-            self._async_client = target
-
-    def disconnect(self) -> None:
-        """Forget where the nodes are; a client that was passed stays open for whoever made it.
-
-        What was made for a URL is closed; an `AsyncClient` only if its event loop runs, for nothing else can close it.
-        """
-        made = self._client if self._url is not None else None
-        async_clients, self._async_clients = self._async_clients, {}
-        self._url = self._client = self._async_client = None
-        self._planners = {}
-        if made is not None:
-            made.close()
-        for loop, client in async_clients.items():
-            if loop is not None and loop.is_running():
-                from asyncio import run_coroutine_threadsafe  # here, as below
-
-                run_coroutine_threadsafe(client.close(), loop)
-
-    @property
-    def connected(self) -> bool:
-        """Whether `connect` was called, and `disconnect` not since."""
-        return any(target is not None for target in (self._url, self._client, self._async_client))
-
-    @property
-    def client(self) -> Client:
-        """The cluster, for threads.
-
-        :raises ConfigurationError: before `connect`
-        """
-        if self._client is None:
-            with self._lock:
-                if self._client is None:
-                    self._client = Client.from_url(self._connected_url("a Client"))
-        return self._client
-
-    @property
-    def async_client(self) -> AsyncClient:
-        """The cluster, for asyncio: the client that was passed, or with a URL that of the running event loop; where none runs, the
-        one that was made last.
-
-        Its connections are to be closed in their event loop: ``async with cache.async_client: ...``.
-
-        :raises ConfigurationError: before `connect`
-        """
-        if self._async_client is not None:
-            return self._async_client
-        url = self._connected_url("an AsyncClient")
-        from asyncio import get_running_loop  # here, because few programs use both
-
-        loop: AbstractEventLoop | None
-        try:
-            loop = get_running_loop()
-        except RuntimeError:
-            loop = next(reversed(self._async_clients), None)
-        client = self._async_clients.get(loop)
-        return self._client_of(loop, url) if client is None else client
-
-    def _client_of(self, loop: AbstractEventLoop | None, url: str) -> AsyncClient:
-        """A loop's client. It is taken over from a loop that has ended, if one has: it knows which deletes nodes are still owed."""
-        from kvcluster.aio import AsyncClient
-
-        with self._lock:
-            ended = [other for other in self._async_clients if other is None or other.is_closed()]
-            client = self._async_clients.pop(ended[0]) if ended else AsyncClient.from_url(url)
-            self._async_clients[loop] = client
-            return client
-
-    def _connected_url(self, wanted: str) -> str:
-        if self._url is not None:
-            return self._url
-        if self.connected:
-            raise ConfigurationError(
-                f"cache {self.namespace!r} was not connected with {wanted}: cache.connect(url) serves both kinds"
-            )
-        raise ConfigurationError(f"cache {self.namespace!r} is not connected: call cache.connect('memcached://host:port,…') first")
-
-    @property
-    def planner(self) -> Planner:
-        """A planner for this namespace, of whichever client there is."""
-        return self.planner_of(self.client if self._async_client is None else self._async_client)
-
-    def planner_of(self, client: Client | AsyncClient) -> Planner:
-        """A client's planner, for this namespace."""
-        base = client.planner
-        planners = self._planners.get(client)
-        if planners is None or planners[0] is not base:
-            prefix = base.prefix + self.namespace.encode() + b":"
-            self._planners[client] = planners = (base, replace(base, prefix=prefix, namespace=self.namespace))
-        return planners[1]
 
     def source(
         self, client: Client | AsyncClient, policy: Policy, times: LoadTimes, codec: Codec, shape: Shape, label: str
