@@ -11,9 +11,9 @@ import pytest
 from pymemcache.client.base import KeepaliveOpts
 
 from kvcluster.errors import BadReply, DeleteFailed, NodeDown
-from kvcluster.testing.nodes import free_port
 from kvcluster.testing.plugin import NodeFactory
 from kvcluster.testing.proxy import FaultProxy
+from tests.addresses import refusing_address
 from tests.aio.doubles import PATIENT, Peer, ScriptedNode, answers, memory_addresses, patient, without_opaque
 from tests.aio.loops import Loops, turns, until
 
@@ -76,22 +76,22 @@ def test_a_repeated_read_is_repeated_once(run: Loops) -> None:
 
 def test_a_node_that_refuses_is_down_at_once(run: Loops) -> None:
     async def main() -> None:
-        address = f"127.0.0.1:{free_port()}"
-        async with patient([address]) as client:
-            assert await asyncio.gather(*map(client.get, "abc")) == [None, None, None]
-            assert f"{address} down" in repr(client)
-            assert await client.set("k", 1) is False
-            with pytest.raises(DeleteFailed) as caught:
-                await client.delete("k")
-            assert isinstance(caught.value.causes[address], NodeDown)
-            assert client.statistics().total.errors == 5
+        with refusing_address() as address:
+            async with patient([address]) as client:
+                assert await asyncio.gather(*map(client.get, "abc")) == [None, None, None]
+                assert f"{address} down" in repr(client)
+                assert await client.set("k", 1) is False
+                with pytest.raises(DeleteFailed) as caught:
+                    await client.delete("k")
+                assert isinstance(caught.value.causes[address], NodeDown)
+                assert client.statistics().total.errors == 5
 
     run(main)
 
 
 def test_a_node_that_accepts_and_closes_is_down_at_once(run: Loops) -> None:
     async def main() -> None:
-        with FaultProxy(f"127.0.0.1:{free_port()}") as proxy:
+        with refusing_address() as address, FaultProxy(address) as proxy:
             for noreply in (False, True):
                 async with patient([proxy.address]) as client:
                     await client.set("k", 1, noreply=noreply)

@@ -26,9 +26,10 @@ from kvcluster.errors import ResizeStopped
 from kvcluster.placement import placement
 from kvcluster.rebalance import Difference, Progress, Rebalance, Report, Sample
 from kvcluster.sources import FileSource, Sighting, TableSource
-from kvcluster.testing.nodes import RunningNode, free_port
+from kvcluster.testing.nodes import RunningNode
 from kvcluster.testing.plugin import NodeFactory
 from kvcluster.topology import Document, Node, Topology
+from tests.addresses import refusing_address
 
 Cli = Callable[..., tuple[int, str, str]]
 KEYS = 400
@@ -305,8 +306,8 @@ def test_a_new_node_that_is_not_empty(cli: Cli, town: Town) -> None:
 
 
 def test_a_new_node_that_is_not_there(cli: Cli, town: Town) -> None:
-    absent = f"127.0.0.1:{free_port()}"
-    code, out, err = cli("rebalance", "add", absent, "--topology", str(town.file), "--dry-run")
+    with refusing_address() as absent:
+        code, out, err = cli("rebalance", "add", absent, "--topology", str(town.file), "--dry-run")
     assert code == 1
     assert f"{absent} does not answer." in out
     assert err == f"kvcluster: could not begin: {absent} does not answer\n"
