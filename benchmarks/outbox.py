@@ -52,9 +52,9 @@ def measure(database: Database, addresses: list[str], turns: int) -> dict[str, l
             cache.repository(User, sessions)
             cache.bind(sessions)
 
-            def write(n: int, sessions: sessionmaker = sessions) -> None:  # type: ignore[type-arg]
+            def write(n: int, name: str = name, sessions: sessionmaker = sessions) -> None:  # type: ignore[type-arg]
                 with sessions.begin() as session:
-                    session.get_one(User, 1 + n % 100).name = f"name {n}"
+                    session.get_one(User, 1 + n % 100).name = f"{name} {n}"  # no value twice: it would not be written
 
             writers[name] = write
         with sessions.begin() as session:

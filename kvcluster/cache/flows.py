@@ -54,7 +54,7 @@ from kvcluster.protocol.requests import Commands, Request
 T = TypeVar("T")
 
 FIRST_POLL: Final = 0.002
-LAST_POLL: Final = 0.010
+LAST_POLL: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True)
