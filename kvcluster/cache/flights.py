@@ -137,6 +137,15 @@ class LoadTimes:
             self.count += 1
             self.average = seconds if self.average is None else self.average * 0.8 + seconds * 0.2
 
+    def at_least(self, seconds: float) -> None:
+        """Take a load into account that was given up after so long: a load takes at least that long, or its process has died.
+
+        So a source that has become slow is not overtaken again and again, which would make it slower: each wait is twice the one
+        before, until loads that end say how long they take.
+        """
+        with self._lock:
+            self.average = max(self.average or 0.0, seconds)
+
     def complain(self, message: str, error: BaseException) -> None:
         """Log that loads fail while nobody is told, at most once a minute."""
         now = time.monotonic()

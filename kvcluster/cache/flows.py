@@ -401,6 +401,7 @@ def _wait(
         if answer.cas != winner:
             since, delay = asked, FIRST_POLL
         elif asked - since > source.times.takeover(source.policy):
+            source.times.at_least(asked - since)
             yield from _send(source, {wire: source.take_over(wire, answer)}, TakeOvers)
             delay = FIRST_POLL
 
@@ -504,12 +505,14 @@ def read_many(
             values.update((yield from _spared_many(source, pending, spares)))
             return values
         overdue: dict[bytes, bytes] = {}
+        patient = source.times.takeover(source.policy)
         for wire, answer in lost.items():
             seen = winners.get(wire)
             if seen is None or seen[0] != answer.cas:
                 winners[wire] = (answer.cas, now)
-            elif now - max(seen[1], progress) > source.times.takeover(source.policy):
+            elif (waited := now - max(seen[1], progress)) > patient:
                 overdue[wire] = source.take_over(wire, answer)
+                source.times.at_least(waited)
         yield from _send(source, overdue, TakeOvers)
         yield Sleep(patience.left(spare, delay) or 0)
         first, delay = False, min(delay * 1.5, LAST_POLL)

@@ -35,6 +35,10 @@ Nodes = Annotated[
     str | None,
     typer.Option(help="host:port,host:port or a URL; by default KVCLUSTER_URL, else what 'kvcluster nodes up' started."),
 ]
+Followed = Annotated[
+    str | None,
+    typer.Option("--topology", help="Instead of --nodes: the document that clients follow, a file or a database's URL."),
+]
 Name = Annotated[str, typer.Option(help="The name of the cluster.")]
 
 
@@ -70,8 +74,14 @@ class Cluster(NamedTuple):
     prefix: bytes = b""
 
 
-def _cluster(nodes: str | None, scheme: str | None = None) -> Cluster:
-    """From the first that is given: the option, KVCLUSTER_URL, a cluster that is up. `scheme` wins over a URL's placement."""
+def _cluster(nodes: str | None, scheme: str | None = None, followed: str | None = None) -> Cluster:
+    """From the first that is given: the document, the nodes, KVCLUSTER_URL, a cluster that is up. `scheme` wins over a URL's."""
+    if followed is not None:
+        if nodes is not None or scheme is not None:
+            raise ConfigurationError(
+                "--topology says which nodes there are and how keys are placed: leave --nodes and --placement out"
+            )
+        return Cluster(rebalance.source_of(followed).read().topology)
     given = nodes if nodes is not None else os.environ.get(URL_VARIABLE)
     if given and "://" in given:
         members, options = parse_url(given)
@@ -136,11 +146,12 @@ def _kind(node: local.LocalNode) -> str:
 @app.command()
 def stats(
     nodes: Nodes = None,
+    followed: Followed = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every figure, for programs.")] = False,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that a node has to answer.")] = 1.0,
 ) -> None:
     """Show what each node says about itself, and the total. Exits with 1 when a node does not answer."""
-    records = server.collect(_cluster(nodes).topology.nodes, timeout)
+    records = server.collect(_cluster(nodes, followed=followed).topology.nodes, timeout)
     if as_json:
         document = {"nodes": [record.as_dict() for record in records], "total": server.total(records).as_dict()}
         print(json.dumps(document, indent=2))
@@ -154,10 +165,11 @@ def stats(
 def locate(
     keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys; a prefix in the URL is put before each.")],
     nodes: Nodes = None,
+    followed: Followed = None,
     scheme: Annotated[str | None, typer.Option("--placement", help=f"{', '.join(SCHEMES)}; by default the URL's.")] = None,
 ) -> None:
     """Show which node owns each key. No node is asked."""
-    topology, prefix = _cluster(nodes, scheme)
+    topology, prefix = _cluster(nodes, scheme, followed)
     bound = placement(topology.placement, topology.nodes, topology.slots)
     width = max(map(len, keys))
     # By the bytes that a client would send, so that a key which is carried by a digest is found where it is.
@@ -183,10 +195,14 @@ def info() -> None:
 def worker(
     database: Annotated[str, typer.Option(envvar="KVCLUSTER_DATABASE", help="SQLAlchemy's URL of the database.", show_envvar=True)],
     nodes: Nodes = None,
+    followed: Followed = None,
     table: Annotated[str, typer.Option(help="The outbox.")] = "kvcluster_outbox",
     once: Annotated[bool, typer.Option("--once", help="Go over the table once; exits with 1 when old rows are left.")] = False,
 ) -> None:
-    """Carry out the invalidations that their writers left in an outbox, until it is told to end. Several may run at once."""
+    """Carry out the invalidations that their writers left in an outbox, until it is told to end. Several may run at once.
+
+    It must place keys as the programs do: where those follow a topology, so must the worker.
+    """
     try:
         import sqlalchemy  # noqa: F401
     except ImportError:
@@ -195,7 +211,11 @@ def worker(
 
     engine = engine_of(database)
     given = nodes if nodes is not None else os.environ.get(URL_VARIABLE, "")
-    client = Client.from_url(given) if "://" in given else Client(_cluster(nodes).topology.nodes)
+    if followed is not None:
+        _cluster(nodes, followed=followed)  # what is wrong with the options is said here
+        client: Client = Client.from_topology(rebalance.source_of(followed))
+    else:
+        client = Client.from_url(given) if "://" in given else Client(_cluster(nodes).topology.nodes)
     raise typer.Exit(work(client, engine, table, once))
 
 

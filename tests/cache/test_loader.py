@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -443,3 +444,23 @@ def test_a_node_that_is_down_is_an_error_a_miss_and_nothing_stored(cache: Cache,
     assert (counts.hits, counts.misses, counts.sets, counts.errors) == (0, 2, 0, 2)
     with pytest.raises(DeleteFailed):
         load.invalidate(1)
+
+
+def test_a_source_that_has_become_slow_is_not_overtaken_again_and_again(cache: Cache) -> None:
+    """Each wait for a winner who may be dead is twice the one before."""
+    pause = 0.001
+    loads: list[float] = []
+
+    @cache.loader("slow:{n}")
+    def load(n: int) -> int:
+        loads.append(pause)
+        time.sleep(pause)
+        return n
+
+    for n in range(20):
+        load(n)
+    pause = 1.5
+    loads.clear()
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(load, [99] * 16)) == {99}
+    assert len(loads) <= 8  # at 0.05 s each there would be 30

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from kvcluster.cache.outbox import Message, Outbox
 from kvcluster.cli.app import run
 from kvcluster.cli.worker import engine_of
 from kvcluster.errors import ConfigurationError
+from kvcluster.sources import FileSource
 from kvcluster.testing.nodes import RunningNode
+from kvcluster.topology import Document, Node
 from tests.databases import Database
 from tests.outbox.conftest import count, wait_for, write
 
@@ -150,3 +153,25 @@ def test_a_password_is_not_logged(driver: str, nodes: list[RunningNode], capsys:
         assert process.wait(20) == 0
     assert "secret" not in shown.out + shown.err + "".join(lines)
     assert "***" in lines[0]
+
+
+@SQLITE
+def test_a_worker_follows_the_topology_that_the_programs_follow(
+    database: Database, engine: Engine, outbox: Outbox, nodes: list[RunningNode], tmp_path: Path
+) -> None:
+    """Nodes with ids of their own: their keys are not where a list of their addresses would have them."""
+    source = FileSource(tmp_path / "topology.toml")
+    source.create(Document(tuple(Node(node.address, id=f"cache{at}") for at, node in enumerate(nodes))))
+    keys = [f"k{at}" for at in range(50)]
+    with Client.from_topology(source) as client:
+        client.set_many(dict.fromkeys(keys, 1))
+        for key in keys:
+            write(engine, outbox, key.encode())
+        grown_old(engine)
+        assert run(["worker", "--database", database.url, "--topology", str(source.path), "--once"]) == 0
+        assert client.get_many(keys) == {}
+
+
+def test_nodes_and_a_topology_are_two_answers_to_one_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["locate", "k", "--nodes", "a:1", "--topology", str(tmp_path / "t.toml")]) == 2
+    assert "leave --nodes" in capsys.readouterr().err
