@@ -155,7 +155,7 @@ def refuse_inexact(value: Any) -> None:
         else:
             raise IllegalValue(
                 f"value holds a {kind.__module__}.{kind.__qualname__}, which would not come back with its exact type; convert it, "
-                "or choose codec=PickleCodec()"
+                "give the loader that returned it a return annotation, or the client codec=PickleCodec()"
             )
 
 
