@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
 import subprocess
@@ -32,6 +33,17 @@ def test_the_quick_start_runs_as_pasted(name: str, tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[:2] == ["loading 1", "{'id': 1, 'name': 'Seoul'} {'id': 1, 'name': 'Seoul'}"]
     assert "{'id': 1, 'name': 'Seoul, Korea'}" in lines
+
+
+def test_the_shop_runs(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "KVCLUSTER_URL"}
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "shop.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1] == "Profile(name='Kim', posts=1) Profile(name='Kim', posts=1)"
+    assert lines[3] == "Profile(name='Kim', posts=2) ['Again', 'Hello']"
+    assert lines[5] == "Profile(name='Kim Minji', posts=2) Kim Minji"
 
 
 def test_both_languages_show_the_same_commands_and_figures() -> None:
