@@ -23,6 +23,7 @@ from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList, ClauseElement
 from sqlalchemy.sql.operators import and_, eq, in_op
+from sqlalchemy.sql.util import find_tables
 
 from kvcluster.cache.tables import plain_type
 from kvcluster.cache.watch import Row
@@ -97,6 +98,17 @@ def rows_in_database(
 # -- statements
 
 
+def written_tables(statement: UpdateBase) -> list[Table]:
+    """The tables that a statement changes: an alias stands for its table, and an UPDATE may set columns of several."""
+    target: Any = statement.table
+    tables = [target] if isinstance(target, Table) else [table for table in find_tables(target) if isinstance(table, Table)]
+    for column in _values_of(statement):
+        table = getattr(column, "table", None)
+        if isinstance(table, Table) and table not in tables:
+            tables.append(table)
+    return tables
+
+
 def rows_of_statement(statement: UpdateBase, parameters: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> list[Row]:
     """The values that the rows which a statement changes had and have in some columns.
 
@@ -135,7 +147,7 @@ def _inserted(statement: Any, parameters: Mapping[str, Any], needed: frozenset[s
 
 def _updated(statement: Any, parameters: Mapping[str, Any], needed: frozenset[str]) -> Iterator[Row]:
     table = statement.table
-    changed = _named(table, statement._values or {}, parameters)
+    changed = _named(table, _values_of(statement), parameters)
     changed |= _named(table, {key: value for key, value in parameters.items() if key in table.columns}, parameters)
     for fixed in _fixed(statement, parameters):
         yield _plain(fixed, needed)
@@ -152,6 +164,12 @@ _ROWS_OF: Final[Mapping[type[UpdateBase], Callable[[Any, Mapping[str, Any], froz
     Update: _updated,
     Delete: _deleted,
 }
+
+
+def _values_of(statement: Any) -> Mapping[Any, Any]:
+    """What VALUES or SET says; `Update.ordered_values` is a sequence in SQLAlchemy 2.0."""
+    values = getattr(statement, "_values", None) or getattr(statement, "_ordered_values", None)
+    return dict(values or ())
 
 
 def _named(table: Table, values: Mapping[Any, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:

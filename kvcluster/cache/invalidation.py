@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, Engine, Table, event
-from sqlalchemy.orm import Mapper, Session, SessionTransaction, UOWTransaction, object_session, sessionmaker
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session, SessionTransaction, UOWTransaction, object_session, sessionmaker
 from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.context import FromStatement
 from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.sql.dml import Delete, UpdateBase
 
-from kvcluster.cache.changes import Unknown, properties, rows_in_database, rows_of_instance, rows_of_statement
+from kvcluster.cache.changes import Unknown, properties, rows_in_database, rows_of_instance, rows_of_statement, written_tables
 from kvcluster.cache.repository import maker_of
 from kvcluster.cache.retries import Retries, tell, tell_async
 from kvcluster.cache.watch import Names, Row
@@ -55,6 +56,7 @@ class Changes:
     :ivar names: of what that invalidates, by savepoint; None stands for the root transaction
     :ivar known: what the database had for instances that are being flushed, by table
     :ivar modified: their attributes that are being written
+    :ivar flush: the last unit of work
     :ivar wrote: the connections that it changed anything by
     :ivar written: the rows of the outbox that say the same
     """
@@ -63,10 +65,15 @@ class Changes:
         self.names: dict[SessionTransaction | None, Names] = {}
         self.known: dict[str, dict[InstanceState[Any], Row]] = {}
         self.modified: dict[InstanceState[Any], frozenset[str]] = {}
-        self.flushing = False
+        self.flush: UOWTransaction | None = None
         self.committing = self.committed = False
         self.wrote: WeakSet[Connection] = WeakSet()
         self.written: list[tuple[Engine, tuple[int, ...]]] = []
+
+    def is_flushing(self, session: Session) -> bool:
+        """Whether the unit of work is writing: not its listeners before, nor what they begin meanwhile."""
+        transaction = getattr(self.flush, "transaction", None)
+        return transaction is not None and transaction is session._transaction
 
     def names_of(self, session: Session) -> Names:
         """What is noted for the innermost savepoint that is open."""
@@ -103,7 +110,7 @@ class Binding:
         self._engines: WeakSet[Engine] = WeakSet()
         self._connected: WeakKeyDictionary[Connection, ref[Session]] = WeakKeyDictionary()
         for name in (
-            "after_begin", "before_flush", "after_flush", "persistent_to_deleted", "after_soft_rollback",
+            "after_begin", "before_flush", "after_flush", "persistent_to_deleted", "do_orm_execute",
             "before_commit", "after_commit", "after_transaction_end",
         ):  # fmt: skip
             event.listen(self.sessions, name, getattr(self, f"_{name}"))
@@ -125,6 +132,7 @@ class Binding:
         if engine not in self._engines:
             self._engines.add(engine)
             event.listen(engine, "before_execute", self._before_execute)
+            event.listen(engine, "before_cursor_execute", self._before_cursor_execute)
             event.listen(engine, "commit", self._committing)
         self._connected[connection] = ref(session)
 
@@ -135,24 +143,51 @@ class Binding:
     def _before_execute(
         self, connection: Connection, statement: object, many: Sequence[Any], one: Any, options: Mapping[str, Any]
     ) -> None:
+        if isinstance(statement, FromStatement):
+            statement = statement.element
         if not isinstance(statement, UpdateBase) or (session := self._session_of(connection)) is None:
             return
-        table: Any = statement.table
         changes = self._changes(session)
-        if getattr(table, "fullname", "") in self._cache.watches:
-            self._enlist(changes, connection)
-        if changes.flushing and "compiled_cache" in options:
+        tables = written_tables(statement)
+        for table in tables:
+            if table.fullname in self._cache.watches:
+                self._enlist(changes, connection)
+        if changes.is_flushing(session) and "compiled_cache" in options:
             return  # the unit of work's own
         parameters = [*many] or [one]
-        self._note(session, table, partial(rows_of_statement, statement, parameters))
-        if isinstance(statement, Delete):
+        for table in tables:
+            # of several tables, and of an alias, it is not asked which rows
+            is_plain = tables == [statement.table]
+            self._note(session, table, partial(rows_of_statement, statement, parameters) if is_plain else _unknown)
+            if isinstance(statement, Delete):
+                self._note_cascades(session, table)
+
+    def _do_orm_execute(self, execution: ORMExecuteState) -> None:
+        """A statement that a flush's listener gives the session: by its options it may look like the unit of work's own."""
+        statement = execution.statement
+        if isinstance(statement, UpdateBase) and self._changes(execution.session).is_flushing(execution.session):
+            for table in written_tables(statement):
+                self._note(execution.session, table, _unknown)
+                self._note_cascades(execution.session, table)
+
+    def _before_cursor_execute(
+        self, connection: Connection, cursor: object, text: str, parameters: object, context: Any, many: bool
+    ) -> None:
+        """Statements inside of others, which are known without a search once the whole was compiled."""
+        ctes = getattr(context.compiled, "ctes", None)
+        if not ctes or (session := self._session_of(connection)) is None:
+            return
+        for table in [table for cte in ctes if isinstance(cte.element, UpdateBase) for table in written_tables(cte.element)]:
+            if table.fullname in self._cache.watches:
+                self._enlist(self._changes(session), connection)
+            self._note(session, table, _unknown)
             self._note_cascades(session, table)
 
     # -- units of work
 
     def _before_flush(self, session: Session, context: UOWTransaction, instances: object) -> None:
         changes = self._changes(session)
-        changes.flushing, changes.known, changes.modified = True, {}, {}
+        changes.flush, changes.known, changes.modified = context, {}, {}
         by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
         for instance in (*session.dirty, *session.deleted):
             state = instance_state(instance)
@@ -163,8 +198,8 @@ class Binding:
     def _before_statement(self, mapper: Mapper[Any], connection: Connection, instance: object) -> None:
         """Look at what only the flush itself found changed: orphans, and what a relationship writes."""
         session, state = object_session(instance), instance_state(instance)
-        if isinstance(session, self.sessions) and (changes := self._changes(session)).flushing:
-            changes.modified[state] = frozenset(state.committed_state)
+        if isinstance(session, self.sessions):
+            self._changes(session).modified[state] = frozenset(state.committed_state)
             self._look_up(session, mapper, [state])
 
     def _look_up(self, session: Session, mapper: Mapper[Any], states: Iterable[InstanceState[Any]]) -> None:
@@ -179,7 +214,6 @@ class Binding:
                 known.update(rows_in_database(connection, mapper, table, asked, unknown))
 
     def _after_flush(self, session: Session, context: object) -> None:
-        self._changes(session).flushing = False
         for instance in (*session.new, *session.dirty):
             self._note_instance(session, instance)
 
@@ -217,9 +251,6 @@ class Binding:
             self._note(session, other, _unknown)
 
     # -- transactions
-
-    def _after_soft_rollback(self, session: Session, transaction: object) -> None:
-        self._changes(session).flushing = False
 
     def _before_commit(self, session: Session) -> None:
         if session.get_nested_transaction() is None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Engine, ForeignKey, Integer, MetaData, Table, bindparam, delete, event, insert, text, update
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Column, Engine, ForeignKey, Integer, MetaData, Table, bindparam, delete, event, insert, select, text, update
+from sqlalchemy.orm import Session, aliased, sessionmaker
 from sqlalchemy.sql.dml import UpdateBase
 
 from kvcluster import Cache, Client
-from kvcluster.cache.changes import MOST_ROWS, Unknown, rows_of_statement
+from kvcluster.cache.changes import MOST_ROWS, Unknown, rows_of_statement, written_tables
 from kvcluster.cache.keys import Template
 from kvcluster.cache.repository import Repository
 from kvcluster.cache.tables import ColumnName
@@ -350,3 +350,79 @@ def test_a_tag_row_has_no_watchers(authors: Repository[Author], sessions: Sessio
     with sessions.begin() as session:
         session.add(Tag(id=99))
     assert deletes(client) == 0
+
+
+def returning(session: Session) -> None:
+    statement = update(Author).where(Author.id == 1).values(name="new").returning(Author)
+    session.scalars(select(Author).from_statement(statement)).all()
+
+
+def through_a_tables_alias(session: Session) -> None:
+    table: Any = Author.__table__
+    alias = table.alias("a")
+    session.execute(update(alias).where(alias.c.id == 1).values(name="new"))
+
+
+def through_a_classes_alias(session: Session) -> None:
+    alias = aliased(Author)
+    session.execute(update(alias).where(alias.id == 1).values(name="new"), execution_options={"synchronize_session": False})
+
+
+def in_bulk(session: Session) -> None:
+    session.execute(update(Author), [{"id": 1, "name": "new"}])
+
+
+def after_a_flush_that_was_refused(session: Session) -> None:
+    def refuse(*_: object) -> None:
+        raise ZeroDivisionError
+
+    event.listen(session, "before_flush", refuse)
+    session.add(tag := Tag(id=99))
+    with pytest.raises(ZeroDivisionError):
+        session.flush()
+    session.expunge(tag)
+    in_bulk(session)
+    event.remove(session, "before_flush", refuse)
+
+
+def before_a_flush(session: Session) -> None:
+    event.listen(session, "before_flush", lambda *_: in_bulk(session), once=True)
+    session.add(Tag(id=99))
+
+
+def before_a_flush_by_mappings(session: Session) -> None:
+    rows: Any = [{"id": 1, "name": "new"}]
+    event.listen(session, "before_flush", lambda *_: session.bulk_update_mappings(Author, rows), once=True)
+    session.add(Tag(id=99))
+
+
+def within_a_flush(session: Session) -> None:
+    def changed(*_: object) -> None:
+        in_bulk(session)
+
+    event.listen(Tag, "after_insert", changed)
+    session.add(Tag(id=99))
+    session.flush()
+    event.remove(Tag, "after_insert", changed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        returning, through_a_tables_alias, through_a_classes_alias, after_a_flush_that_was_refused, before_a_flush,
+        before_a_flush_by_mappings, within_a_flush,
+    ],
+)  # fmt: skip
+def test_statements_in_disguise(authors: Repository[Author], sessions: Sessions, change: Callable[[Session], None]) -> None:
+    assert authors.list([1])[0].name != "new"
+    with sessions.begin() as session:
+        change(session)
+    assert authors.list([1])[0].name == "new"
+
+
+def test_tables_that_a_statement_changes() -> None:
+    several = update(Author).where(Author.id == Post.author_id).values({Author.name: "new", Post.title: "new"})
+    assert {table.fullname for table in written_tables(several)} == {"author", "post"}
+    both: Any = Author.__table__.join(Post.__table__)
+    assert {table.fullname for table in written_tables(update(both).values({Author.name: "new"}))} == {"author", "post"}
+    assert [table.fullname for table in written_tables(delete(Author).where(Author.id == Post.author_id))] == ["author"]
