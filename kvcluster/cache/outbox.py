@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import re
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -28,7 +29,7 @@ import msgspec
 from kvcluster.cache import fork
 from kvcluster.errors import ConfigurationError, KvclusterError, MissingExtra
 from kvcluster.plan import Invalidation
-from kvcluster.protocol.requests import BinaryKey
+from kvcluster.protocol.requests import MAX_BINARY_KEY, MAX_KEY, BinaryKey
 
 try:
     from sqlalchemy import (
@@ -65,6 +66,7 @@ KEYS_PER_ROW: Final = 4_000  # of 250 bytes each at most: a row stays far below 
 DIALECTS: Final = ("sqlite", "mysql", "mariadb", "postgresql")
 _BATCH: Final = 500  # rows deleted by one statement
 _UNACKNOWLEDGED_MAX: Final = 100_000  # rows that wait for their acknowledgement; what is beyond is left to the worker
+_PLAIN: Final = re.compile(rb"[^\x00-\x20\x7f]{1,%d}" % MAX_KEY).fullmatch
 _BINARY: Final = 1  # msgpack's extension type of a key that travels in base64
 
 
@@ -102,13 +104,22 @@ class Message:
         try:
             written, *rest = _decode(payload)
             message = cls(*map(tuple, rest)) if written == FORMAT else None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise Unreadable(f"not an outbox's payload: {error}") from None
         if message is None:
             raise Unreadable(f"payload has format {written!r:.20}, this release reads {FORMAT}")
-        if not all(isinstance(key, bytes) for key in message.wires + message.stamps):
-            raise Unreadable("not an outbox's payload: keys are bytes")
+        if not all(map(_is_wire, message.wires + message.stamps)):
+            raise Unreadable("not an outbox's payload: it has keys that no node takes")
+        if not all(isinstance(address, str) for address in message.told):
+            raise Unreadable("not an outbox's payload: addresses are text")
         return message
+
+
+def _is_wire(key: object) -> bool:
+    """Whether a node takes this as one key, and as nothing else: others than a writer may insert rows."""
+    if type(key) is BinaryKey:
+        return 0 < len(key) <= MAX_BINARY_KEY
+    return type(key) is bytes and _PLAIN(key) is not None
 
 
 def _packed(key: bytes) -> bytes | msgspec.msgpack.Ext:

@@ -23,11 +23,11 @@ from sqlalchemy.pool import NullPool
 
 from kvcluster.cache.outbox import KEYS_PER_ROW, Lag, Message, Outbox, Unreadable, named, quiet
 from kvcluster.errors import ConfigurationError
-from kvcluster.protocol.requests import BinaryKey
+from kvcluster.protocol.requests import BinaryKey, wire_key
 from tests.databases import Database
 from tests.outbox.conftest import count, write
 
-KEYS = st.lists(st.binary(min_size=1, max_size=250).flatmap(lambda key: st.sampled_from([key, BinaryKey(key)]))).map(tuple)
+KEYS = st.lists(st.binary(min_size=1, max_size=300).map(wire_key)).map(tuple)
 
 
 # -- what a row says
@@ -57,6 +57,17 @@ def test_the_format_is_pinned() -> None:
         msgspec.msgpack.encode((2, [], [], [])),
         msgspec.msgpack.encode((1, ["text"], [], [])),
         b"\x94\x01\x90",
+        b"\x91" * 100_000,
+        Message((b"a\r\nflush_all",)).pack(),
+        Message((b"a q",)).pack(),
+        Message((b"",)).pack(),
+        Message((b"a\x7f",)).pack(),
+        Message((b"k" * 251,)).pack(),
+        Message((BinaryKey(b""),)).pack(),
+        Message((BinaryKey(b"k" * 187),)).pack(),
+        Message((b"a",), (b"s\n",)).pack(),
+        msgspec.msgpack.encode((1, [b"a"], [], [1])),
+        msgspec.msgpack.encode((1, [b"a"], [b"s"], [["n:1"]])),
     ],
 )
 def test_a_payload_that_is_not_ours_is_unreadable(payload: bytes) -> None:

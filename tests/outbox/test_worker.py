@@ -19,7 +19,7 @@ from kvcluster.cache.outbox import Message, Outbox
 from kvcluster.cache.worker import Worker, remainder, skips_locked
 from kvcluster.placement import placement
 from kvcluster.planner import Planner
-from kvcluster.protocol.requests import BinaryKey
+from kvcluster.protocol.requests import BinaryKey, wire_key
 from kvcluster.testing.nodes import RunningNode
 from kvcluster.testing.proxy import FaultProxy
 from kvcluster.topology import Topology
@@ -39,8 +39,8 @@ def planner(*addresses: str) -> Planner:
 
 ROWS = st.builds(
     Message,
-    st.lists(st.binary(min_size=1, max_size=8), unique=True, max_size=20).map(tuple),
-    st.lists(st.binary(min_size=1, max_size=8), unique=True, max_size=3).map(tuple),
+    st.lists(st.binary(min_size=1, max_size=8).map(wire_key), unique=True, max_size=20).map(tuple),
+    st.lists(st.binary(min_size=1, max_size=8).map(wire_key), unique=True, max_size=3).map(tuple),
 )
 
 
@@ -177,6 +177,18 @@ def test_a_row_of_another_release_is_left_alone_and_named_once(
     assert [record.message for record in caplog.records] == [
         "table kvcluster_outbox: 2 rows are left alone: payload has format 2, this release reads 1"
     ]
+
+
+@pytest.mark.parametrize("key", [b"x q\r\nflush_all noreply\r\nmd y", b"k" * 1000, b""])
+def test_a_row_that_is_no_key_sends_no_command_and_blocks_nobody(
+    engine: Engine, outbox: Outbox, worker: Worker, client: Client, key: bytes
+) -> None:
+    client.set_many({"stays": 1, "a": 1})
+    write(engine, outbox, key)
+    write(engine, outbox, b"a")
+    assert worker.drain().rows == 1
+    assert worker.statistics().unreadable == 1
+    assert client.get_many(["stays", "a"]) == {"stays": 1}
 
 
 # -- a node is down
