@@ -93,16 +93,26 @@ class Retries:
             if name in self._running:
                 self._running[name].set()
                 return
-            self._running[name] = failed_again = threading.Event()
-        log.error("after a commit: %s; deletes are repeated until they succeed", error)
-        arguments = (client, name, failed_again)
-        threading.Thread(target=self._repeat, args=arguments, name="kvcluster-retries", daemon=True).start()
+            log.error("after a commit: %s; deletes are repeated until they succeed", error)
+            failed_again = threading.Event()
+            arguments = (client, name, failed_again)
+            try:
+                threading.Thread(target=self._repeat, args=arguments, name="kvcluster-retries", daemon=True).start()
+            except RuntimeError as refused:  # the commit has succeeded all the same; this client reads from no such node before
+                log.error("deletes are repeated after the next that fails, or before the next read from their node: %s", refused)
+            else:
+                self._running[name] = failed_again
 
     def _repeat(self, client: Client, name: int, failed_again: threading.Event) -> None:
         delay = _FIRST_RETRY
-        while client.replay_deletes() or not self._finish(client, name):
-            delay = _FIRST_RETRY if failed_again.wait(delay) else min(delay * 2, _LAST_RETRY)
-            failed_again.clear()
+        try:
+            while client.replay_deletes() or not self._finish(client, name):
+                delay = _FIRST_RETRY if failed_again.wait(delay) else min(delay * 2, _LAST_RETRY)
+                failed_again.clear()
+        finally:
+            with self._lock:
+                if self._running.get(name) is failed_again:  # it raised
+                    del self._running[name]
         _log_end(client)
 
     def _finish(self, client: Client, name: int) -> bool:
@@ -110,7 +120,7 @@ class Retries:
         with self._lock:
             if client.missed_deletes:
                 return False
-            del self._running[name]
+            self._running.pop(name, None)
             return True
 
     def start_async(self, client: AsyncClient, error: BaseException) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,6 +176,37 @@ def test_a_node_that_is_left_alone_is_not_said_to_have_been_told(
         assert until(lambda: not retries._running)
     assert "have succeeded" not in caplog.text
     client.close()
+
+
+def test_a_commit_does_not_raise_where_no_thread_can_be_started_and_the_next_failure_starts_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Client(["127.0.0.1:1"]) as client:
+        monkeypatch.setattr(client, "replay_deletes", lambda: False)
+        retries = Retries()
+        with monkeypatch.context() as patch:
+            patch.setattr("threading.Thread.start", refused)
+            retries.start(client, TimeLimit())
+        assert "can't start new thread" in caplog.text
+        replayed = threading.Event()
+        monkeypatch.setattr(client, "replay_deletes", replayed.set)
+        retries.start(client, TimeLimit())
+        assert replayed.wait(5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> bool:
+        raise ZeroDivisionError
+
+    with Client(["127.0.0.1:1"]) as client:
+        monkeypatch.setattr(client, "replay_deletes", broken)
+        retries = Retries()
+        retries.start(client, TimeLimit())
+        assert until(lambda: not retries._running)
 
 
 def test_connecting_anew_closes_what_was_made_for_a_url(nodes: list[RunningNode]) -> None:
