@@ -51,6 +51,7 @@ try:
     )
     from sqlalchemy.dialects.mysql import LONGBLOB
     from sqlalchemy.ext.compiler import compiles
+    from sqlalchemy.schema import CreateTable
     from sqlalchemy.sql.functions import FunctionElement
 except ImportError:
     raise MissingExtra("sql", "an outbox") from None
@@ -64,6 +65,7 @@ TABLE: Final = "kvcluster_outbox"
 FORMAT: Final = 1  # of a row's payload
 KEYS_PER_ROW: Final = 4_000  # of 250 bytes each at most: a row stays far below what databases take in one statement
 DIALECTS: Final = ("sqlite", "mysql", "mariadb", "postgresql")
+_ONE_TABLE: Final = {"schema_translate_map": None}  # whatever schema a program maps its own tables to
 _BATCH: Final = 500  # rows deleted by one statement
 _UNACKNOWLEDGED_MAX: Final = 100_000  # rows that wait for their acknowledgement; what is beyond is left to the worker
 _PLAIN: Final = re.compile(rb"[^\x00-\x20\x7f]{1,%d}" % MAX_KEY).fullmatch
@@ -247,7 +249,8 @@ class Outbox:
         :raises ConfigurationError: for a database, or a table, that cannot be an outbox
         """
         _require_dialect(connection)
-        self.table.metadata.create_all(connection)
+        if not inspect(connection).has_table(self.table.name):
+            connection.execute(CreateTable(self.table), execution_options=_ONE_TABLE)
         self.check(connection)
 
     def check(self, connection: Connection) -> None:
@@ -273,7 +276,7 @@ class Outbox:
     def lag(self, connection: Connection) -> Lag:
         """How far the cache is behind this database."""
         created = self.table.c.created_at
-        rows, age = connection.execute(select(func.count(), Now() - func.min(created))).one()
+        rows, age = connection.execute(select(func.count(), Now() - func.min(created)), execution_options=_ONE_TABLE).one()
         return Lag(rows, max(0, age or 0) / 1000)
 
     # -- the writer
@@ -285,7 +288,8 @@ class Outbox:
         """
         ids = []
         for message in _messages(invalidation):
-            key: Any = connection.execute(self._insert, {"payload": message.pack()}).inserted_primary_key
+            result = connection.execute(self._insert, {"payload": message.pack()}, execution_options=_ONE_TABLE)
+            key: Any = result.inserted_primary_key
             ids.append(key[0])
         self._written += len(ids)
         return tuple(ids)
@@ -429,13 +433,12 @@ def created(outbox: Outbox, engine: Engine | AsyncEngine, then: Callable[[], Non
 
 
 def quiet(engine: Engine) -> Engine:
-    """An engine, on the same pool, for transactions that lock the rows they name and no more.
+    """An engine, on the same pool, for transactions that lock the rows they name and no more, in the one table there is.
 
     At its default isolation InnoDB locks the gaps beside them too, and every transaction that writes a row would wait.
     """
-    if engine.dialect.name == "sqlite":
-        return engine
-    return engine.execution_options(isolation_level="READ COMMITTED")
+    engine = engine.execution_options(**_ONE_TABLE)
+    return engine if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="READ COMMITTED")
 
 
 def named(ids: Iterable[int]) -> list[dict[str, int]]:

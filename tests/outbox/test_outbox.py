@@ -130,6 +130,23 @@ def test_ids_are_not_used_again(engine: Engine, outbox: Outbox) -> None:
     assert second > first
 
 
+@pytest.mark.parametrize("of", ["connection", "engine"])
+def test_a_map_of_schemas_does_not_move_the_table(engine: Engine, outbox: Outbox, of: str) -> None:
+    """Else a row would be in one table, and its acknowledgement would delete from another."""
+    options: dict[str, Any] = {"schema_translate_map": {None: "elsewhere"}}
+    mapped = engine.execution_options(**options) if of == "engine" else engine
+    with mapped.connect() as connection:
+        if of == "connection":
+            connection.execution_options(**options)
+        ids = outbox.write(connection, Message((b"a",)))
+        connection.commit()
+        assert outbox.lag(connection).rows == 1
+        outbox.create(connection)
+    outbox.done(mapped, ids)
+    assert outbox.flush()
+    assert count(engine, outbox) == 0
+
+
 def test_very_many_keys_become_several_rows(engine: Engine, outbox: Outbox) -> None:
     wires = tuple(b"%d" % n for n in range(2 * KEYS_PER_ROW + 1))
     ids = write(engine, outbox, *wires, stamps=(b"s",))
