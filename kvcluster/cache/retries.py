@@ -1,4 +1,9 @@
-"""Telling the nodes what a commit invalidates, which never raises because of the cache, and repeating what failed."""
+"""Telling the nodes what a commit invalidates, which never raises because of the cache, and repeating what failed.
+
+What a signal handler raises, such as a task's time limit, goes on to the caller. Where it interrupts the telling, the nodes are
+told once more before that. Where it lands between the commit and the telling, or a second one interrupts that too, nobody is told;
+nor is anybody by a process that ends there. For programs with such limits there is the outbox.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +33,28 @@ _NOT_INVALIDATED: Final = "after a commit: %d entries of cache %r were not inval
 def tell(cache: Cache, retries: Retries, names: Names) -> bool:
     """Invalidate what a commit changed; whether all nodes concerned know. What fails is logged, and repeated in the background.
 
-    What a signal handler raises meanwhile, such as a task's time limit, is not the cache's and goes on to the caller.
+    What a signal handler raises meanwhile is not the cache's and goes on to the caller.
     """
     try:
+        return _tell(cache, retries, names)
+    except BaseException:  # nobody knows which nodes were told
+        _tell(cache, retries, names)
+        raise
+
+
+async def tell_async(cache: Cache, retries: Retries, names: Names) -> bool:
+    """As `tell`."""
+    try:
+        return await _tell_async(cache, retries, names)
+    except Exception:
+        await _tell_async(cache, retries, names)
+        raise
+
+
+def _tell(cache: Cache, retries: Retries, names: Names) -> bool:
+    try:
         cache.invalidate(names.invalidation(cache.planner_of(cache.client)))
+        return True
     except DeleteFailed as error:
         retries.start(cache.client, error)
     except BaseException as error:
@@ -40,15 +63,13 @@ def tell(cache: Cache, retries: Retries, names: Names) -> bool:
                 retries.start(cache.client, error)
             raise
         log.exception(_NOT_INVALIDATED, len(names), cache.namespace)
-    else:
-        return True
     return False
 
 
-async def tell_async(cache: Cache, retries: Retries, names: Names) -> bool:
-    """As `tell`."""
+async def _tell_async(cache: Cache, retries: Retries, names: Names) -> bool:
     try:
         await cache.invalidate_async(names.invalidation(cache.planner_of(cache.async_client)))
+        return True
     except DeleteFailed as error:
         retries.start_async(cache.async_client, error)
     except Exception as error:
@@ -57,8 +78,6 @@ async def tell_async(cache: Cache, retries: Retries, names: Names) -> bool:
                 retries.start_async(cache.async_client, error)
             raise
         log.exception(_NOT_INVALIDATED, len(names), cache.namespace)
-    else:
-        return True
     return False
 
 

@@ -147,6 +147,28 @@ def test_a_time_limit_goes_on_to_the_caller_and_the_delete_is_repeated(
     assert user.name == "Lee"
 
 
+def test_a_time_limit_before_any_node_was_told_does_not_keep_them_from_being_told(
+    cache: Cache, sessions: Sessions, people: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.bind(sessions)
+    users = cache.repository(User, sessions)
+    assert users.get(1) is not None
+    original = cache.invalidate
+
+    def interrupted(invalidation: Any) -> None:
+        monkeypatch.setattr(cache, "invalidate", original)
+        raise TimeLimit
+
+    monkeypatch.setattr(cache, "invalidate", interrupted)
+    with sessions() as session:
+        session.get_one(User, 1).name = "Lee"
+        with pytest.raises(TimeLimit):
+            session.commit()
+    user = users.get(1)
+    assert user is not None
+    assert user.name == "Lee"
+
+
 def test_a_primary_key_of_another_type_than_its_columns_is_taken_as_the_database_takes_it(
     cache: Cache, sessions: Sessions, people: None, caplog: pytest.LogCaptureFixture
 ) -> None:
