@@ -144,6 +144,17 @@ class Watched(Plan[T]):
                     _forget(request)
         return late
 
+    def distrusted(self) -> Plan[T]:
+        """What is left of a plan that cannot be made again and whose answers are not to be trusted.
+
+        :raises OutcomeUnknown: where it has changed something
+        """
+        if self.spent:
+            raise _unknown(min(self.restarted))
+        for request in self.watches.values():
+            _forget(request)
+        return self.plan
+
     def leftovers(self, planner: FollowingPlanner) -> dict[str, list[bytes]]:
         """What was written to nodes that do not own it by another planner's rules, by their addresses."""
         found = {address: [wire for wire in self.keys if address not in planner.owners(wire)] for address in sorted(self.wrote)}
@@ -199,9 +210,11 @@ class Refetch(Plan[T]):
                 removal = Removal(self.namespace, {address: Deletes.of(wires) for address, wires in leftovers.items()})
                 return Chain(removal, lambda _: self._again(planner))
             return self._again(planner)
-        if self.late and self.again is not None and trouble is not None:
-            # What was done was done by rules that hold no more, and nobody says which do.
-            return _failed(self.again(watched.planner), trouble)
+        if self.urgent and trouble is not None:
+            # What was done was done by rules that may hold no more, and nobody says which do. Nor is a node told of them.
+            if self.again is not None:
+                return _failed(self.again(watched.planner), trouble)
+            return self._end() if self.late else _failed(watched.distrusted(), trouble)
         if watched.restarted:
             telling = tell_epoch(self.namespace, sorted(watched.restarted), self.epoch)
             return Chain(telling, lambda _: self._end())

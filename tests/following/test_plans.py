@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvcluster.errors import NodeTimeout
+import pytest
+
+from kvcluster.errors import DeleteFailed, NodeTimeout, OutcomeUnknown, SourceUnavailable
 from kvcluster.following.planner import FollowingPlanner, following_planner
-from kvcluster.following.plans import Refetch, Watched
+from kvcluster.following.plans import Refetch, Sent, Watched
 from kvcluster.placement import placement
 from kvcluster.plan import Plan
 from kvcluster.planner import Planner
@@ -66,6 +68,21 @@ def test_a_node_that_lost_its_epoch_is_told_and_the_result_stands() -> None:
     assert isinstance(telling, Plan)
     (request,) = telling.requests.values()
     assert request.payload == b"mg __kvc:epoch v c\r\n"
+
+
+@pytest.mark.parametrize("epoch", [None, 6])
+def test_an_epoch_that_the_source_does_not_confirm_is_told_to_nobody(epoch: int | None) -> None:
+    """A node that has lost its epoch may be in a cluster that has another one by now."""
+    trouble = SourceUnavailable("topology.toml: cannot be read")
+    removal = answer(planner().delete_many(["k"]), "HD", epoch=epoch)
+    with pytest.raises(DeleteFailed):
+        removal.resume(planner(), trouble)
+    assert answer(planner().store(b"S", "k", 1, 0, None, False), "HD", epoch=epoch).resume(planner(), trouble) is False
+    sent = Sent("", NODE.address, Commands(b"mg k v\r\n", 1))
+    assert answer(planner().overhear(sent), "HD", epoch=epoch).resume(planner(), trouble) is trouble
+    change = answer(answer(planner().count(b"I", "k", 1, False), epoch=epoch), "NF", epoch=epoch)
+    with pytest.raises(OutcomeUnknown):
+        change.resume(planner(), trouble)
 
 
 def test_what_goes_over_the_wire() -> None:
