@@ -294,17 +294,15 @@ class FollowingAsyncClient(FollowingCluster[AsyncEndpoint], AsyncClient):
 
     async def run(self, plan: Plan[T]) -> T:
         """Carry out a plan, and those that follow from it, and return the result."""
-        if self._follower.due:
-            self._keep_up()
-        while True:
-            outcome: T | Plan[T]
-            if isinstance(plan, Refetch):
-                outcome = await self._refetched(plan)
+        if self._follower.overdue:
+            await asyncio.to_thread(self._follower.catch_up)
+        outcome = self._up_to_date(plan)
+        while isinstance(outcome, Plan):
+            if isinstance(outcome, Refetch):
+                outcome = await self._refetched(outcome)
             else:
-                outcome = plan.finish(await self._exchange(plan) if plan.requests else {})
-            if not isinstance(outcome, Plan):
-                return outcome
-            plan = outcome
+                outcome = outcome.finish(await self._exchange(outcome) if outcome.requests else {})
+        return outcome
 
     async def exchange(self, address: str, request: Request, planner: Planner) -> KvclusterError | None:
         """Exchange one request that was made for a planner's node. A failure is counted and returned, not raised."""

@@ -285,17 +285,15 @@ class FollowingClient(FollowingCluster[Endpoint], Client):
 
     def run(self, plan: Plan[T]) -> T:
         """Carry out a plan, and those that follow from it, and return the result."""
-        if self._follower.due:
-            self._keep_up()
-        while True:
-            outcome: T | Plan[T]
-            if isinstance(plan, Refetch):
-                outcome = self._refetched(plan)
+        if self._follower.overdue:
+            self._follower.catch_up()
+        outcome = self._up_to_date(plan)
+        while isinstance(outcome, Plan):
+            if isinstance(outcome, Refetch):
+                outcome = self._refetched(outcome)
             else:
-                outcome = plan.finish(exchange_all(self._endpoints, plan, 2 * self._timeout) if plan.requests else {})
-            if not isinstance(outcome, Plan):
-                return outcome
-            plan = outcome
+                outcome = outcome.finish(exchange_all(self._endpoints, outcome, 2 * self._timeout) if outcome.requests else {})
+        return outcome
 
     def exchange(self, address: str, request: Request, planner: Planner) -> KvclusterError | None:
         """Exchange one request that was made for a planner's node. A failure is counted and returned, not raised."""

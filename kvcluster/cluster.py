@@ -29,6 +29,7 @@ from kvcluster.transport.state import NodeState
 
 if TYPE_CHECKING:
     from kvcluster.following.planner import FollowingPlanner
+    from kvcluster.plan import Plan
     from kvcluster.sources import TopologySource
 
 URL_VARIABLE: Final = "KVCLUSTER_URL"
@@ -48,6 +49,7 @@ class EndpointLike(Protocol):
         ...
 
 
+T = TypeVar("T")
 E = TypeVar("E", bound=EndpointLike)
 
 
@@ -298,12 +300,16 @@ class FollowingCluster(Cluster[E]):
             for address, endpoint in self._endpoints.items():
                 self._keep(endpoint, address in members)
 
-    def _keep_up(self) -> None:
-        """Take over what was read in the background, and look again where it is time."""
-        news, self._follower.news = self._follower.news, None
-        if news is not None:
-            self._follow(news)
-        self._follower.look()
+    def _up_to_date(self, plan: Plan[T]) -> T | Plan[T]:
+        """Take over what was read in the background, look again where it is time, and make a plan anew that is out of date."""
+        from kvcluster.following.plans import renewed  # here, because few programs need it
+
+        if self._follower.due:
+            news, self._follower.news = self._follower.news, None
+            if news is not None:
+                self._follow(news)
+            self._follower.look()
+        return renewed(plan, self._planner)
 
 
 _PREFIX = re.compile(rb"[\x21-\x7e\x80-\xff]{0,150}").fullmatch

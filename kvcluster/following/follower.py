@@ -1,7 +1,8 @@
 """What a client knows of its source, and when it asks again.
 
-A client asks at once where a node's answer tells of a newer epoch. Besides, a thread looks now and then whether there is something
-new, so that an idle client follows too, and says that the client is there. No call waits for that thread.
+A client asks at once where a node's answer tells of a newer epoch. Besides, its commands have a thread look now and then whether
+there is something new, and say that the client is there. No command waits for that thread, but for the first after a while without
+any: a node that has left the cluster tells of no newer epoch, and whoever was idle would go on reading it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ log = logging.getLogger("kvcluster")
 #: Seconds to wait before each reading of a source that is older than what a node has told.
 PATIENCE: Final = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08)
 
+#: After how many times the source's patience without a look a command waits for one.
+IDLE: Final = 3
+
 _numbers = itertools.count(1)
 
 
@@ -45,25 +49,44 @@ class Follower:
         self._number = next(_numbers)
         self._stamp: object = None
         self._look_at = self._announce_at = 0.0
+        self._looked = clock()  # when the last look ended, or nobody waits for it any more
         self._process = 0
         self._looking = threading.Lock()
 
     @property
     def due(self) -> bool:
         """Whether there is something to do: a document to take over, or time for a look."""
-        return self.news is not None or self._clock() >= self._look_at
+        return self.news is not None or self._clock() >= min(self._look_at, self._idle_at)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether nobody has looked for so long that a command has to wait for it."""
+        return self._clock() >= self._idle_at
+
+    @property
+    def _idle_at(self) -> float:
+        return self._looked + IDLE * self.source.patience
+
+    def catch_up(self) -> None:
+        """Look for something new, and wait for that, but not for longer than the source's patience."""
+        self.look()
+        if self._looking.acquire(timeout=self.source.patience):
+            self._looking.release()
+        else:
+            log.warning("the topology's source: no answer; this client stays at epoch %d", self.document.epoch)
+            self._looked = self._clock()
 
     def look(self) -> None:
         """Look for something new, in the background."""
         now = self._clock()
         if now < self._look_at:
             return
-        self._look_at = now + self.source.patience
         if self._process != os.getpid():  # a forked child has none of its parent's threads, and may have their lock
             self._process = os.getpid()
             self._looking = threading.Lock()
             self._announce_at = 0.0
         if self._looking.acquire(blocking=False):
+            self._look_at = now + self.source.patience
             threading.Thread(target=self._look, name="kvcluster-follower", daemon=True).start()
 
     def _look(self) -> None:
@@ -77,6 +100,7 @@ class Follower:
         except KvclusterError as error:
             log.warning("the topology's source: %s; this client stays at epoch %d", error, self.document.epoch)
         finally:
+            self._looked = self._clock()
             self._looking.release()
 
     @property

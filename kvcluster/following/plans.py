@@ -174,6 +174,18 @@ def _forget(request: Watch | WatchFetch) -> None:
             request.inner.values.pop(name, None)
 
 
+def renewed(plan: Plan[T], base: FollowingPlanner) -> T | Plan[T]:
+    """A plan of which nothing was sent yet, made again where the client has a newer topology than it was made for.
+
+    :param base: the client's planner now
+    """
+    if not isinstance(plan, Watched) or plan.planner.epoch >= base.epoch:
+        return plan
+    if plan.again is None:
+        return plan.plan.finish({address: _unknown(address) for address in plan.requests})
+    return plan.again(plan.planner.moved_to(base))
+
+
 class Refetch(Plan[T]):
     """The source is to be asked for the topology, because of what the nodes answered; the shell does that, then calls `resume`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -254,7 +255,7 @@ def test_an_older_document_is_not_followed(staged: Staged) -> None:
     assert client.document.epoch == 3
 
 
-def test_an_idle_client_notices_and_is_noticed(staged: Staged) -> None:
+def test_a_client_notices_and_is_noticed(staged: Staged) -> None:
     stage = staged()
     client = stage.client()
     follower = client._follower
@@ -266,14 +267,53 @@ def test_an_idle_client_notices_and_is_noticed(staged: Staged) -> None:
     (sighting,) = stage.source.sightings()
     assert (sighting.epoch, sighting.version) == (1, follower.sighting.version)
     stage.advance(tell=False)
-    now[0] += 10
+    now[0] += 2
     client.get(key)
     wait_for(lambda: follower.news)
     client.get(key)
     assert client.document.phase == "prepare"
-    now[0] += 10
+    now[0] += 2
     client.get(key)
     wait_for(lambda: stage.source.sightings()[0].epoch == 2)
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_the_first_command_after_a_change_goes_by_it(staged: Staged, idle: bool) -> None:
+    """The old owner has left the cluster, so that nobody tells it of an epoch, and holds what was deleted since."""
+    stage = staged(replaced=1)
+    (key,) = stage.moving()
+    client = stage.client()
+    holds(client, key)
+    follower = client._follower
+    wait_for(lambda: not follower._looking.locked())
+    stage.advance(tell=False)
+    while stage.document.phase != "old":
+        stage.advance(tell=False)
+    if idle:
+        follower._looked = follower._look_at = follower._clock() - 10
+    else:
+        follower.news = stage.document
+    assert client.get(key) is None
+    assert client.document.epoch == stage.document.epoch
+
+
+def test_a_source_that_hangs_is_waited_for_once(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = staged()
+    (key,) = stage.staying()
+    client = stage.client()
+    holds(client, key)
+    follower = client._follower
+    wait_for(lambda: not follower._looking.locked())
+    hanging = threading.Event()
+    monkeypatch.setattr(stage.source, "stamp", hanging.wait)
+    monkeypatch.setattr(stage.source, "patience", 0.05, raising=False)
+    now = follower._clock() + 10
+    follower._clock = lambda: now
+    assert follower.overdue
+    assert client.get(key) == "v"
+    assert not follower.overdue
+    hanging.set()
+    wait_for(lambda: not follower._looking.locked())
 
 
 def wait_for(condition: Callable[[], object]) -> None:
