@@ -211,13 +211,18 @@ class Cluster(Generic[E]):
         """The nodes in use."""
         return self._topology.nodes
 
+    @property
+    def _to_flush(self) -> Iterable[Node]:
+        """The nodes to flush, in this order."""
+        return self._members
+
     def _add_endpoints(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
             if node.address not in self._endpoints:
                 self._endpoints[node.address] = self._endpoint(node)
 
     def _flush_all(self, delay: int, noreply: bool) -> bool:
-        done = [self._administer(node, lambda admin: admin.flush_all(delay, noreply)) for node in self._members]
+        done = [self._administer(node, lambda admin: admin.flush_all(delay, noreply)) for node in self._to_flush]
         return all(done)
 
     def _stats(self, *args: str) -> dict[str, dict[str, Any]]:
@@ -277,6 +282,12 @@ class FollowingCluster(Cluster[E]):
     def _members(self) -> Iterable[Node]:
         """The nodes in use, old and new ones."""
         return self._follower.document.members
+
+    @property
+    def _to_flush(self) -> Iterable[Node]:
+        """Old owners first, as for a delete; then all new ones, even those that were flushed: a read may have copied to them since."""
+        document = self._follower.document
+        return (*document.previous, *document.nodes)
 
     def set_nodes(self, nodes: Iterable[NodeSpec]) -> float:
         """Refused: the nodes are the source's.

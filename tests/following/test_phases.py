@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kvcluster.cluster import FollowingCluster
 from kvcluster.errors import DeleteFailed, IllegalValue
 from kvcluster.plan import Invalidation
 from tests.client.cluster import ask
@@ -239,3 +240,14 @@ def test_a_delete_that_one_owner_cannot_be_told(staged: Staged, kv_nodes: Any) -
     assert set(failed.value.causes) >= {o, n}
     assert client.get(key) is None
     assert client.set_many({key: 1}) == [key]
+
+
+def test_everything_is_dropped_at_old_owners_first(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that is old and new is flushed again: a read may have copied to it what an old owner had."""
+    stage = staged("migrate")
+    client = stage.client()
+    told: list[str] = []
+    monkeypatch.setattr(FollowingCluster, "_administer", lambda _, node, action: told.append(node.address) or True)
+    assert client.flush_all()
+    document = stage.document
+    assert told == [node.address for node in (*document.previous, *document.nodes)]
