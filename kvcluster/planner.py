@@ -369,6 +369,18 @@ class Planner:
         return Then(self.namespace, {address: Commands(command, 1)}, result)
 
 
+def expiry(ttl: int, now: float) -> int:
+    """What memcached is told for the remaining ttl of an item, as a meta get returns it: 0 for none (-1), and a point in time above 30
+    days, which is at most the last one it knows.
+
+    >>> expiry(-1, 1.7e9), expiry(60, 1.7e9), expiry(31 * 86400, 1.7e9), expiry(2**31 - 1700000000, 1.7e9)
+    (0, 60, 1702678400, 2147483647)
+    """
+    if ttl < 0:
+        return 0
+    return ttl if ttl <= RELATIVE_MAX else min(int(now) + ttl, EXPTIME_MAX)
+
+
 def several(keys: Iterable[Key]) -> list[Key]:
     """The keys as a list of their own.
 

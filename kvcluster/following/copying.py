@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kvcluster import phases
 from kvcluster.phases import Seen
 from kvcluster.plan import Failures, Grouped, Plan, Then, mend
-from kvcluster.planner import Planner
+from kvcluster.planner import Planner, expiry
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Reply
 from kvcluster.protocol.requests import Commands, Lookups, Request, is_placeholder
@@ -178,7 +178,7 @@ def copy_command(planner: Planner, wire: bytes, cas: int, reply: Reply | None) -
     if reply is None or phases.copied(seen(reply)) != "store":
         return requests.meta_delete(wire, b"C%d" % cas)
     assert reply.value is not None
-    expire = planner.ttl(max(1, reply.ttl)) if reply.ttl >= 0 else 0
+    expire = expiry(max(1, reply.ttl) if reply.ttl >= 0 else -1, planner.clock())
     return requests.meta_set(wire, reply.value, b"C%d T%d F%d" % (cas, expire, reply.flags))
 
 

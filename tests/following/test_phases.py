@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from kvcluster.cluster import FollowingCluster
 from kvcluster.errors import DeleteFailed, IllegalValue
 from kvcluster.plan import Invalidation
+from kvcluster.planner import EXPTIME_MAX
 from tests.client.cluster import ask
 from tests.following.stage import ORDER, Stage
 
@@ -70,6 +73,17 @@ def test_a_copy_without_expiry_stays_so_and_binary_keys_are_copied(staged: Stage
     assert other.get_many([odd]) == {odd: {"a": 1}}
     assert other.delete(odd)
     assert other.get(odd) is None
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_an_item_that_lives_as_long_as_memcached_can_count_is_copied(staged: Staged, ahead: int) -> None:
+    """Rounding, or a clock that is ahead, may put its end beyond that."""
+    stage, client, key, o, n = begin(staged, "migrate")
+    stage.put(o, key, b"old", b"F16 T%d" % EXPTIME_MAX)
+    client._planner = replace(client._planner, clock=lambda: time.time() + ahead)
+    assert client.get(key) == "old"
+    ttl = int(ask(n, b"mg %b t\r\n" % key.encode()).split(b"t")[1])
+    assert abs(time.time() + ttl - EXPTIME_MAX) < 10
 
 
 def stage_keys(stage: Stage) -> list[str]:
