@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -128,6 +129,14 @@ def _may_follow(present: Document, expected_epoch: int, document: Document) -> b
     return document.epoch > present.epoch or document.owner == present.owner != ""
 
 
+def _keep_access(before: Path, after: Path) -> None:
+    """Let those read and write a file who may another; its owner can be kept by the superuser and by the owner."""
+    status = before.stat()
+    with contextlib.suppress(PermissionError):
+        os.chown(after, status.st_uid, status.st_gid)
+    after.chmod(stat.S_IMODE(status.st_mode))  # last: a change of owner may take bits away
+
+
 class FileSource:
     """A document in a TOML file, for clients that share a file system.
 
@@ -194,13 +203,16 @@ class FileSource:
             return True
 
     def _write(self, document: Document) -> None:
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
+        place = self._place
+        beside = place.with_name(f"{place.name}.{os.getpid()}.new")
         try:
             with beside.open("w", encoding="utf-8") as file:
                 file.write(document.to_toml())
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(self.path)
+            if place.exists():
+                _keep_access(place, beside)
+            beside.replace(place)
         except OSError as error:
             raise SourceUnavailable(f"{self.path}: {error}") from error
 
@@ -209,7 +221,7 @@ class FileSource:
         import fcntl  # here, because only those who write need it, and Windows has none
 
         try:
-            descriptor = os.open(self.path.with_name(f"{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(self._place.with_name(f"{self._place.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise SourceUnavailable(f"{self.path}: {error}") from error
         try:
@@ -243,7 +255,12 @@ class FileSource:
 
     @property
     def _sighted(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.clients")
+        return self._place.with_name(f"{self._place.name}.clients")
+
+    @property
+    def _place(self) -> Path:
+        """The file itself: a link stays one, and whoever comes by it shares lock and sightings with those who do not."""
+        return Path(os.path.realpath(self.path))
 
 
 class TableSource:

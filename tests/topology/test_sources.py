@@ -155,6 +155,30 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     assert source.read() == sealed(FIRST)
 
 
+def test_a_link_stays_one_and_a_file_keeps_who_may_read_it(tmp_path: Path) -> None:
+    """A document that only its writer can read any more would leave the clients behind."""
+    place = tmp_path / "mounted" / "cluster.toml"
+    place.parent.mkdir()
+    FileSource(place).create(FIRST)
+    place.chmod(0o664)
+    if os.geteuid() == 0:
+        os.chown(place, 1234, 4321)
+    before = place.stat()
+    source = FileSource(tmp_path / "topology.toml")
+    source.path.symlink_to(place)
+    umask = os.umask(0o077)
+    try:
+        assert source.replace(1, FIRST.step())
+    finally:
+        os.umask(umask)
+    after = place.stat()
+    source.announce(Sighting("web1-42-1", "0.1.0", 2, 0.0))
+    assert not list(tmp_path.glob("topology.toml.*")), "lock and sightings are the file's"
+    assert source.path.is_symlink()
+    assert FileSource(place).read().epoch == 2
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
 ROUNDS = 30
 
 
