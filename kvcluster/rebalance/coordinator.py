@@ -13,8 +13,9 @@ than the one before.
 
 A coordinator may die at any moment. The document says which phase the cluster is in, and whoever continues makes all nodes know it,
 takes the lock by writing the next epoch, and does the work of the phase again: copying is idempotent, and so is everything else. A
-coordinator that was thought dead and is not finds its lock lost. What it has on the way is harmless, because it is stored against
-reservations at the new owner, which every writer removes.
+coordinator that was thought dead and is not finds its lock lost, at the next write of the document or at the next batch that it
+reserves: with the reservations it reads the new owner's epoch, as a client does, and stops where that is not its own. A batch that
+was reserved before is harmless, because it is stored against reservations at the new owner, which every writer removes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Copying keys from their old owner O to their new owner N, decided without I/O: destination first, then the source.
 
     N: mg k c N10            reserve the key: who finds it there, or being filled, lets it be
+    N: mg __kvc:epoch v      and make sure that the phase had not ended by then
     O: mg k v t f c u        only now read the value
     N: ms k … C<cas>         and store it against the reservation
 
@@ -20,6 +21,7 @@ from itertools import product
 from typing import Final, Literal, TypeAlias
 
 from kvcluster import phases
+from kvcluster.following.epochs import EPOCH_KEY
 from kvcluster.phases import Seen
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Reply
@@ -134,6 +136,9 @@ class Batch:
     requests of the one before have their replies. A request without commands need not be sent.
 
     :param wires: the keys as the wire carries them
+    :param epoch: of the phase in which they are copied
+    :ivar current: whether N still had that epoch once the keys were reserved, known after `read`; where not, nothing is to be read,
+        for in a later phase a writer deletes at N alone
     :ivar outcomes: what became of the keys, complete after `finish`
     :ivar waiting: keys that somebody else is filling at N: to be tried again, for it may have been a copy that was cut off
     :ivar bytes: of values read
@@ -149,13 +154,17 @@ class Batch:
         "_token",
         "_won",
         "bytes",
+        "current",
+        "epoch",
         "outcomes",
         "waiting",
         "wires",
     )
 
-    def __init__(self, wires: Sequence[bytes]) -> None:
+    def __init__(self, wires: Sequence[bytes], epoch: int) -> None:
         self.wires = wires
+        self.epoch = epoch
+        self.current = True
         self.bytes = 0
         self.waiting: list[bytes] = []
         self.outcomes: Counter[Outcome] = Counter()
@@ -164,14 +173,18 @@ class Batch:
         self._won: list[tuple[bytes, int]] = []
 
     def reserve(self) -> Commands:
-        """To N: reserve the keys."""
-        self._reserved = self._request(joined(reserve, self.wires, self._options), len(self.wires))
+        """To N: reserve the keys, and tell its epoch after that."""
+        reservations = joined(reserve, self.wires, self._options)
+        probe = requests.meta_get(EPOCH_KEY, b"v" + self._options)
+        self._reserved = self._request(reservations + probe, len(self.wires) + 1) if self.wires else self._request(b"", 0)
         return self._reserved
 
     def read(self) -> Commands:
         """To O: read those that are ours."""
         self._won, self._mending = [], []
-        for wire, reply in zip(self.wires, self._reserved.replies, strict=True):
+        replies = self._reserved.replies
+        self.current = not replies or replies[-1].value == b"%d" % self.epoch
+        for wire, reply in zip(self.wires, replies[:-1], strict=True):
             if reserved(reply):
                 self._won.append((wire, reply.cas))
                 continue

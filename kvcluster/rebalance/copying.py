@@ -62,8 +62,6 @@ def copy_all(run: Run, previous_epoch: int) -> None:
             _recover(run, error, failures)
         now = _targets(run)
         if _starts(now) != _starts(targets):  # what was copied to a target that came back empty is to be copied again
-            for target in run.change.targets:
-                run.tell_epoch(target)
             run.journal.open(run.lock.document.epoch, run.lock.document.epoch, _starts(now))
             done.clear()
             targets = now
@@ -87,7 +85,7 @@ def _recover(run: Run, error: NetworkError, failures: int) -> None:
     """After a node failed, wait until it answers again."""
     if failures > FAILURES:
         raise ResizeStopped(f"{error}, for the {failures}th time; continue once it is well") from error
-    run.await_node(error)
+    run.recover(error)
 
 
 def _copy_source(run: Run, source: Node, targets: Mapping[str, Figures]) -> None:
@@ -158,7 +156,8 @@ def _pump(
     """Copy works; the keys that somebody else is filling, each with its target."""
     waiting: list[tuple[str, bytes]] = []
     clock = run.times.clock
-    for batch in copied(paced(run, works, probe), run.lanes(source.address), run.lanes, lambda target: clock() + skew[target]):
+    source_lane, epoch = run.lanes(source.address), run.lock.document.epoch
+    for batch in copied(paced(run, works, probe), epoch, source_lane, run.lanes, lambda target: clock() + skew[target]):
         if batch is None:
             continue
         work = batch.work
@@ -264,7 +263,8 @@ def _copy_stamps(run: Run, source: Node) -> None:
         )
         return
     keys = [(target.address, stamp) for target in run.change.added for stamp in stamps]
-    for _ in copied(batched(keys), run.lanes(source.address), run.lanes, lambda target: run.times.clock()):
+    source_lane, epoch = run.lanes(source.address), run.lock.document.epoch
+    for _ in copied(batched(keys), epoch, source_lane, run.lanes, lambda target: run.times.clock()):
         run.beat()
 
 
@@ -310,7 +310,7 @@ def _until_done(run: Run, node: Node, action: Callable[[], None]) -> None:
             action()
             return
         except NetworkError as error:
-            run.await_node(error)
+            run.recover(error)
     raise ResizeStopped(f"{node.address} failed {FAILURES} times; continue once it is well")
 
 

@@ -83,6 +83,16 @@ class Lock:
         if not kept:
             raise self._lost()
 
+    def confirm(self) -> None:
+        """Make sure that it is still held, whatever the clock says.
+
+        :raises ResizeStopped: where it is lost
+        :raises SourceUnavailable: where the source cannot be read
+        """
+        now = self._source.read()
+        if (now.epoch, now.owner) != (self.document.epoch, self._owner):
+            raise self._lost()
+
     def release(self) -> None:
         """Let somebody else continue at once. A lock that is lost, or cannot be given back, ends by itself."""
         with contextlib.suppress(SourceUnavailable):

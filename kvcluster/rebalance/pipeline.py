@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 
+from kvcluster.errors import OutcomeUnknown
 from kvcluster.protocol.requests import Commands
 from kvcluster.rebalance.copy import Batch
 from kvcluster.rebalance.lanes import Lane
@@ -23,8 +24,8 @@ class Copied(Batch):
 
     __slots__ = ("asked", "given_back", "target", "work")
 
-    def __init__(self, work: Work, target: Lane) -> None:
-        super().__init__(work.wires)
+    def __init__(self, work: Work, epoch: int, target: Lane) -> None:
+        super().__init__(work.wires, epoch)
         self.work = work
         self.target = target
         self.asked: Commands
@@ -32,14 +33,15 @@ class Copied(Batch):
 
 
 def copied(
-    works: Iterable[Work | None], source: Lane, lane: Callable[[str], Lane], clock: Callable[[str], float]
+    works: Iterable[Work | None], epoch: int, source: Lane, lane: Callable[[str], Lane], clock: Callable[[str], float]
 ) -> Iterator[Copied | None]:
     """Copy works from one source to their targets. Each round yields the batch that is done by then, or None.
 
     :param works: None is a round without a new batch: those under way move on. `DEPTH` of them empty the pipeline
+    :param epoch: of the phase in which they are copied
     :param lane: a connection to a target, by its address
     :param clock: seconds since 1970 by a target's clock
-    :raises NetworkError: where a node fails. What was reserved and not stored then ends by its own ttl
+    :raises NetworkError: where a node fails, or a target has another epoch. What was reserved then ends by its own ttl
     """
     reserved: Copied | None = None
     read: Copied | None = None
@@ -47,11 +49,14 @@ def copied(
     for work in chain(works, repeat(None, DEPTH)):
         fresh = None
         if work is not None:
-            fresh = Copied(work, lane(work.target))
+            fresh = Copied(work, epoch, lane(work.target))
             fresh.asked = _sent(fresh.target, fresh.reserve())
         if reserved is not None:
             _received(reserved.target, reserved.asked)
-            reserved.asked = _sent(source, reserved.read())
+            reading = reserved.read()
+            if not reserved.current:
+                raise OutcomeUnknown(reserved.target.address, f"does not hold epoch {epoch}: it restarted, or the resize went on")
+            reserved.asked = _sent(source, reading)
         if read is not None:
             _received(source, read.asked)
             stores, rearms = read.fill(clock(read.work.target))

@@ -248,6 +248,17 @@ class Run:
                     return
                 raise ResizeStopped(f"{still}; bring it back at this address, empty or not, and continue") from error
 
+    def recover(self, error: NetworkError) -> None:
+        """After a node failed, wait until it answers, and make sure that it knows the epoch; it may have come back empty.
+
+        :raises ResizeStopped: where it is to stay, and does not, or the lock is lost
+        :raises SourceUnavailable: where the source cannot be read
+        """
+        self.await_node(error)
+        self.lock.confirm()
+        for node in self.change.members:
+            self.tell_epoch(node)
+
     def give_up(self, node: Node, error: KvclusterError) -> None:
         """Go on without a node that leaves."""
         self.dead.add(node.address)

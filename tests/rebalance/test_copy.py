@@ -6,15 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from kvcluster.errors import OutcomeUnknown
 from kvcluster.protocol.hot import Reply
 from kvcluster.protocol.requests import BinaryKey, Commands
 from kvcluster.rebalance.copy import Batch, confirmed, expiry, fill, give_up, read, rearm, reserve, reserved, verdict
 from kvcluster.rebalance.lanes import Lane, figures
+from kvcluster.rebalance.moves import Work
+from kvcluster.rebalance.pipeline import copied
 from kvcluster.testing.plugin import NodeFactory
 from kvcluster.topology import Node
 from tests.client.cluster import ask
 
 NOW = 1.7e9
+EPOCH = 5
 
 
 def reply(status: str, **fields: object) -> Reply:
@@ -37,8 +41,9 @@ def test_what_is_sent() -> None:
 def test_many_reservations_are_the_same_bytes_as_each_of_them() -> None:
     plain = [b"a", b"b", b"\xff"]
     for wires in (plain, [*plain, BinaryKey(b"a b")], [b"x"]):
-        request = Batch(wires).reserve()
-        assert request.payload == b"".join(reserve(wire, b" O" + request.opaque) for wire in wires)
+        request = Batch(wires, EPOCH).reserve()
+        probe = b"mg __kvc:epoch v O%b\r\n" % request.opaque
+        assert request.payload == b"".join(reserve(wire, b" O" + request.opaque) for wire in wires) + probe
 
 
 def test_a_key_is_ours_only_where_there_was_nothing() -> None:
@@ -90,6 +95,7 @@ class Pair:
     def __init__(self, old: str, new: str) -> None:
         self.old, self.new = old, new
         self.lanes = Lane(Node(old), 5.0), Lane(Node(new), 5.0)
+        self.at_new(b"ms __kvc:epoch 1\r\n%d\r\n" % EPOCH)
 
     def at_old(self, request: bytes) -> bytes:
         return ask(self.old, request)
@@ -116,7 +122,7 @@ class Pair:
         return dict(batch.outcomes)
 
     def copy(self, *wires: bytes) -> dict[str, int]:
-        batch = Batch(wires)
+        batch = Batch(wires, EPOCH)
         self.reserve(batch)
         self.read(batch)
         return self.fill(batch)
@@ -156,7 +162,7 @@ def test_what_is_there_already_is_newer(pair: Pair) -> None:
 
 def test_a_delete_after_the_reservation_wins(pair: Pair) -> None:
     pair.at_old(b"ms a 3\r\nold\r\n")
-    batch = Batch([b"a"])
+    batch = Batch([b"a"], EPOCH)
     pair.reserve(batch)
     pair.read(batch)
     pair.at_old(b"md a\r\n")
@@ -167,7 +173,7 @@ def test_a_delete_after_the_reservation_wins(pair: Pair) -> None:
 
 def test_a_set_after_the_reservation_wins(pair: Pair) -> None:
     pair.at_old(b"ms a 3\r\nold\r\n")
-    batch = Batch([b"a"])
+    batch = Batch([b"a"], EPOCH)
     pair.reserve(batch)
     pair.read(batch)
     pair.at_old(b"md a\r\n")
@@ -178,7 +184,7 @@ def test_a_set_after_the_reservation_wins(pair: Pair) -> None:
 
 def test_a_delete_before_the_read_leaves_nothing_to_copy(pair: Pair) -> None:
     pair.at_old(b"ms a 3\r\nold\r\n")
-    batch = Batch([b"a"])
+    batch = Batch([b"a"], EPOCH)
     pair.reserve(batch)
     pair.at_old(b"md a\r\n")
     pair.read(batch)
@@ -206,7 +212,7 @@ def test_a_stale_value_of_the_target_keeps_its_refill(pair: Pair) -> None:
 def test_a_key_that_somebody_fills_is_put_aside(pair: Pair) -> None:
     pair.at_old(b"ms a 3\r\nold\r\n")
     pair.at_new(b"mg a v N30\r\n")
-    batch = Batch([b"a"])
+    batch = Batch([b"a"], EPOCH)
     pair.reserve(batch)
     pair.read(batch)
     assert pair.fill(batch) == {}
@@ -236,3 +242,15 @@ def test_a_value_too_large_for_the_target_is_refused_and_leaves_nothing(kv_nodes
         assert pair.at_new(b"mg a v\r\n") == b"EN\r\n"
     finally:
         pair.close()
+
+
+@pytest.mark.parametrize("told", [b"md __kvc:epoch\r\n", b"ms __kvc:epoch 1\r\n6\r\n"])
+def test_what_was_reserved_in_another_phase_is_not_read(pair: Pair, told: bytes) -> None:
+    pair.at_old(b"ms a 3\r\nold\r\n")
+    pair.at_new(told)
+    batch = Batch([b"a"], EPOCH)
+    pair.reserve(batch)
+    batch.read()
+    assert not batch.current
+    with pytest.raises(OutcomeUnknown, match="does not hold epoch 5"):
+        list(copied([Work(pair.new, [b"a"], 0)], EPOCH, pair.lanes[0], lambda _: pair.lanes[1], lambda _: NOW))
