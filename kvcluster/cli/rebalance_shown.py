@@ -116,7 +116,7 @@ def estimates(plan: Plan) -> list[str]:
     lines = [f"Copying takes {_seconds(plan.seconds)} at the given rate, sweeping the old owners as long again.", *_hit_rates(plan)]
     for addresses, what in (
         (plan.unreachable, "does not answer"),
-        (plan.undumpable, "cannot be dumped: its keys are moved by reads alone, and not counted here"),
+        (plan.undumpable, "cannot be dumped: its keys are moved by reads and cleared by their ttl alone, and not counted here"),
         (plan.occupied, "is new and not empty: run refuses it without --flush-new"),
     ):
         lines += [f"{address} {what}." for address in addresses]

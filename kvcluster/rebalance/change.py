@@ -66,6 +66,11 @@ class Change:
         """The nodes that gain slots, in the order of their addresses."""
         return _by_address(self.after.nodes, {target for _, target in self.moves})
 
+    @property
+    def dumped(self) -> tuple[Node, ...]:
+        """The nodes whose keys have to be known: those that lose slots, and present ones that gain some."""
+        return *self.sources, *(node for node in self.targets if node not in (*self.sources, *self.added))
+
     @cached_property
     def added(self) -> tuple[Node, ...]:
         """The nodes that only the new topology has."""

@@ -94,7 +94,9 @@ def _copy_source(run: Run, source: Node, targets: Mapping[str, Figures]) -> None
         moves = _moves(run, source)
     except DumpUnavailable as error:
         if run.settings.longest_ttl is None:
-            raise ResizeStopped(f"{error}: its keys can be moved by reads alone; continue with longest_ttl, in seconds") from error
+            raise ResizeStopped(
+                f"{error}: its keys can be moved by reads alone; continue with longest_ttl (--longest-ttl), in seconds"
+            ) from error
         run.tally.notes.append(f"{address} cannot be dumped: its keys were moved by reads alone")
         run.doing("moving keys by reads alone", address)
         run.wait(run.migrating + run.settings.longest_ttl - run.times.monotonic())
@@ -270,35 +272,53 @@ def _copy_stamps(run: Run, source: Node) -> None:
 
 def clear_targets(run: Run) -> None:
     """Delete at the new owners what they hold of keys that are not theirs yet. Left behind long ago, it would be taken for newer
-    than what is copied. New nodes are known to be empty."""
+    than what is copied. New nodes are known to be empty.
+
+    In this phase nobody stores such keys, so at a target that cannot be dumped they are gone once the longest ttl is over.
+
+    :raises ResizeStopped: for such a target, where that is not known
+    """
+    began = run.times.monotonic()
     for target in run.change.targets:
         if target not in run.change.added:
             run.doing("clearing", target.address)
-            _until_done(run, target, partial(_delete, run, target, partial(run.change.strays, target.address)))
+            try:
+                _until_done(run, target, partial(_delete, run, target, partial(run.change.strays, target.address)))
+            except DumpUnavailable as error:
+                if run.settings.longest_ttl is None:
+                    raise ResizeStopped(
+                        f"{error}: what it holds that is not its own can only end by its ttl; continue with "
+                        "longest_ttl (--longest-ttl), in seconds"
+                    ) from error
+                run.tally.notes.append(f"{target.address} cannot be dumped: it was cleared by the ttls of what it held")
+                run.wait(began + run.settings.longest_ttl - run.times.monotonic())
 
 
 def sweep(run: Run) -> None:
     """Delete at the old owners what they no longer own. What they kept would be taken for present if its slot came back one day."""
     for source in run.change.sources:
         run.doing("sweeping", source.address)
-        _until_done(run, source, partial(_delete, run, source, partial(run.change.strangers, source.address)))
+        try:
+            _until_done(run, source, partial(_delete, run, source, partial(run.change.strangers, source.address)))
+        except DumpUnavailable:
+            run.tally.notes.append(f"{source.address} cannot be dumped, nor swept: what it keeps ends by its ttl")
 
 
 def _delete(run: Run, node: Node, unwanted: Callable[[Sequence[bytes]], list[bytes]]) -> None:
-    """Delete what a node is to be rid of, among all that it holds."""
-    try:
-        with _listing(run, node) as listing:
-            for lines in listing.blocks():
-                wires = unwanted([wire for wire, _ in lines])
-                for start in range(0, len(wires), BATCH):
-                    deletes = Deletes.of(wires[start : start + BATCH])
-                    run.lanes(node.address).send(deletes)
-                    run.lanes(node.address).receive(deletes)
-                    run.tally.swept += deletes.confirmed
-                    run.wait(run.pace.spend(deletes.count, 0, run.times.monotonic()))
-                    run.tick()
-    except DumpUnavailable:
-        run.tally.notes.append(f"{node.address} cannot be dumped, nor swept: what it keeps ends by its ttl")
+    """Delete what a node is to be rid of, among all that it holds.
+
+    :raises DumpUnavailable: where it does not tell what it holds
+    """
+    with _listing(run, node) as listing:
+        for lines in listing.blocks():
+            wires = unwanted([wire for wire, _ in lines])
+            for start in range(0, len(wires), BATCH):
+                deletes = Deletes.of(wires[start : start + BATCH])
+                run.lanes(node.address).send(deletes)
+                run.lanes(node.address).receive(deletes)
+                run.tally.swept += deletes.confirmed
+                run.wait(run.pace.spend(deletes.count, 0, run.times.monotonic()))
+                run.tick()
 
 
 def _until_done(run: Run, node: Node, action: Callable[[], None]) -> None:

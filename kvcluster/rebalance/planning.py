@@ -40,6 +40,12 @@ def plan(source: TopologySource, document: Document, wanted: Topology, settings:
                 held[node.address] = _count(found, node, settings, times, keys, size)
             except DumpUnavailable:
                 undumpable.append(node.address)
+    for node in found.dumped:
+        if node.address in known and node not in found.sources:
+            try:
+                _require_dumps(node, settings, times)
+            except ResizeRefused:
+                undumpable.append(node.address)
     before, after = found.shares()
     hits, gets = sum(one.hits for one in known.values()), sum(one.hits + one.misses for one in known.values())
     rate = hits / gets if gets else None
@@ -118,7 +124,7 @@ def require_ready(source: TopologySource, document: Document, run: Run) -> None:
             if node not in found.removed:
                 raise ResizeRefused(f"{error}; it is to be a member, so start it or leave it out") from error
             run.give_up(node, error)
-    for node in found.sources:
+    for node in found.dumped:
         if node.address not in run.dead and settings.longest_ttl is None:
             _require_dumps(node, settings, run.times)
     if not settings.flush_new:
@@ -131,7 +137,8 @@ def _require_dumps(node: Node, settings: Settings, times: Times) -> None:
         dump(node, what=_UNUSED_CLASS, patience=settings.patience, sleep=times.sleep).close()
     except DumpUnavailable as error:
         raise ResizeRefused(
-            f"{error}: without dumps keys move by reads alone, which takes the longest ttl in use: give it as longest_ttl"
+            f"{error}: without dumps keys are moved by reads and cleared by their ttl alone, which takes the longest ttl in use: "
+            "give it as longest_ttl (--longest-ttl)"
         ) from error
     except NodeBusy:
         pass  # so it can

@@ -36,7 +36,8 @@ class Plan:
     :ivar clients: who follows the document
     :ivar lagging: those of them that do not follow it any more: `run` refuses while there are any
     :ivar unreachable: addresses that do not answer. Those that leave are given up; any other keeps `run` from starting
-    :ivar undumpable: sources that cannot be dumped; their keys are moved by reads alone
+    :ivar undumpable: sources that cannot be dumped, whose keys are moved by reads alone, and present nodes that gain keys and
+        cannot be dumped, which are cleared by the ttls of what they hold
     :ivar occupied: new nodes that are not empty; `run` refuses them unless told to flush them
     """
 

@@ -410,6 +410,28 @@ def test_a_source_that_cannot_dump_is_resized_by_reads_alone(town: Make) -> None
         assert any("reads alone" in note for note in report.notes)
 
 
+def test_a_target_that_cannot_dump_is_cleared_by_the_ttl_of_what_it_holds(town: Make) -> None:
+    place = town(2, 2)
+    with FaultProxy(place.nodes[1].address) as proxy:
+        place.source.path.unlink()
+        place.source.create(place_document(place.nodes[0].address, proxy.address))
+        proxy.replies.garble = lambda piece: b"ERROR\r\n" if piece.startswith((b"key=", b"END\r\n")) else piece
+        grown = [place.source.read().nodes[0], Node(proxy.address, 3, "n1")]
+        assert place.rebalance(grown).plan().undumpable == (proxy.address,)
+        refused(place, grown, "--longest-ttl")
+        planner, wanted = place.client().planner, place.client(grown).planner
+        moving = next(
+            f"k{number}"
+            for number in range(9999)
+            if planner.address(b"k%d" % number) != proxy.address == wanted.address(b"k%d" % number)
+        )
+        ask(proxy.address, b"ms %b 3 T1\r\nold\r\n" % moving.encode())  # what an earlier resize could not sweep
+        place.client().set(moving, "new")
+        report = place.run(grown, longest_ttl=2.1)
+        assert report.finished
+        assert place.client().get(moving) == "new"
+
+
 def place_document(*addresses: str) -> Any:
     from kvcluster.topology import Document
 
