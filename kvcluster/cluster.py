@@ -285,7 +285,7 @@ class FollowingCluster(Cluster[E]):
 
     @property
     def _to_flush(self) -> Iterable[Node]:
-        """Old owners first, as for a delete; then all new ones, even those that were flushed: a read may have copied to them since."""
+        """Old owners first, as for a delete; then all new ones, flushed or not: a read may have copied to them since."""
         document = self._follower.document
         return (*document.previous, *document.nodes)
 

@@ -370,8 +370,8 @@ class Planner:
 
 
 def expiry(ttl: int, now: float) -> int:
-    """What memcached is told for the remaining ttl of an item, as a meta get returns it: 0 for none (-1), and a point in time above 30
-    days, which is at most the last one it knows.
+    """What memcached is told for the remaining ttl of an item, as a meta get returns it: 0 for none (-1), and a point in time above
+    30 days, which is at most the last one it knows.
 
     >>> expiry(-1, 1.7e9), expiry(60, 1.7e9), expiry(31 * 86400, 1.7e9), expiry(2**31 - 1700000000, 1.7e9)
     (0, 60, 1702678400, 2147483647)
