@@ -389,6 +389,7 @@ class Outbox:
                             await connection.execute(self.deletion, named(ids))
         finally:
             del self._tasks[loop]
+            self._left += len(self._async_rows.pop(loop, ()))  # the loop ends
 
     @contextmanager
     def _judged(self, rows: int) -> Iterator[None]:

@@ -164,7 +164,8 @@ class Retries:
                     delay = min(delay * 2, _LAST_RETRY)
                 failed_again.clear()
         finally:
-            self._tasks.pop(name, None)
+            if (running := self._tasks.get(name)) is not None and running[1] is failed_again:  # not another loop's
+                del self._tasks[name]
         _log_end(client)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from kvcluster import AsyncClient, Cache, Client
 from kvcluster.cache.aio_repository import AsyncRepository
+from kvcluster.cache.retries import Retries
 from kvcluster.testing.nodes import RunningNode
 from kvcluster.testing.proxy import FaultProxy
 from tests.aio.loops import turns, until
@@ -385,3 +386,22 @@ def test_a_loop_that_ends_while_deletes_are_owed(
     assert stored(node, 1)
     run(second)
     assert caplog.text.count("repeated until they succeed") == 2
+
+
+def test_a_loop_that_ends_leaves_the_retries_of_another_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing() -> bool:
+        return True
+
+    async def begin() -> asyncio.Task[None]:
+        retries.start_async(client, TimeoutError())
+        await asyncio.sleep(0)
+        return retries._tasks[id(client)][0]
+
+    client, retries = AsyncClient(["127.0.0.1:1"]), Retries()
+    monkeypatch.setattr(client, "replay_deletes", failing)
+    with asyncio.Runner() as later:
+        with asyncio.Runner() as earlier:
+            earlier.run(begin())
+            task = later.run(begin())
+        assert retries._tasks[id(client)][0] is task
+    assert not retries._tasks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -367,3 +368,18 @@ def test_an_async_session(kind: str, database: Database, nodes: list[RunningNode
         await engine.dispose()
 
     Loops(kind)(main)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_loops_that_have_ended_are_forgotten(database: Database) -> None:
+    async def main() -> None:
+        engine = create_async_engine(database.async_url)
+        outbox.done(engine.sync_engine, [1])
+        await engine.dispose()
+
+    outbox = Outbox(delay=30)
+    for _ in range(3):
+        asyncio.run(main())
+    assert not outbox._tasks
+    assert not outbox._async_rows
+    assert outbox.statistics().left == 3
