@@ -78,7 +78,9 @@ class AsyncRepository(RepositoryBase[M]):
 
     async def save(self, instance: M) -> M:
         """Write a row in a transaction of its own, and forget what that makes untrue: for a row that is new, and for one that was
-        read here and changed. What of it was never loaded or set stays as it is in the database.
+        read here and changed. What of it was never loaded or set stays as it is in the database; every other column is written as
+        it is here, and undoes what others have changed since this was read. Where others write too, change the row in a session, or
+        give the mapping a ``version_id_col``: then this raises `sqlalchemy.orm.exc.StaleDataError`.
 
         As with any commit, the cache is no reason to raise: a node that could not be told is told later.
 

@@ -11,6 +11,7 @@ returned, not stored.
 from __future__ import annotations
 
 import datetime
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 from zoneinfo import ZoneInfo
@@ -199,7 +200,8 @@ class RepositoryBase(Cached, Generic[M]):
         if self._cache.is_bound(self.sessions):
             return self.sessions
         if self._own is None:
-            self._own = type(self.sessions)(class_=self.sessions.class_, **self.sessions.kw)
+            self._own = type(self.sessions)(class_=self.sessions.class_)
+            self._own.kw = ChainMap({}, self.sessions.kw)  # what binding sets is its own, and the rest is as configured now
             self._cache.bind(self._own)
         return self._own
 
@@ -282,7 +284,9 @@ class Repository(RepositoryBase[M]):
 
     def save(self, instance: M) -> M:
         """Write a row in a transaction of its own, and forget what that makes untrue: for a row that is new, and for one that was
-        read here and changed. What of it was never loaded or set stays as it is in the database.
+        read here and changed. What of it was never loaded or set stays as it is in the database; every other column is written as
+        it is here, and undoes what others have changed since this was read. Where others write too, change the row in a session, or
+        give the mapping a ``version_id_col``: then this raises `sqlalchemy.orm.exc.StaleDataError`.
 
         As with any commit, the cache is no reason to raise: a node that could not be told is told later.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import event
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import IntegrityError, UnboundExecutionError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm.exc import StaleDataError
 
 from kvcluster import Cache, Client
 from kvcluster.cache.repository import Repository
@@ -85,6 +86,42 @@ def test_listeners_of_the_factory_are_heard(users: Repository[User], sessions: S
     event.listen(sessions, "before_commit", heard.append)
     users.save(User(id=1, name="Lee"))
     assert len(heard) == 1
+
+
+def test_it_writes_where_the_factory_is_configured_to_now(cache: Cache, engine: Engine) -> None:
+    sessions = sessionmaker(engine)
+    users = cache.repository(User, sessions)
+    users.save(User(id=1, name="Kim"))
+    sessions.configure(bind=None)
+    with pytest.raises(UnboundExecutionError):
+        users.save(User(id=1, name="Lee"))
+    sessions.configure(bind=engine)
+    assert users.save(User(id=1, name="Lee")).name == "Lee"
+
+
+def test_with_a_version_nothing_of_others_is_undone(cache: Cache, sessions: Sessions, engine: Engine) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Page(Base):
+        __tablename__ = "pages"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str]
+        version: Mapped[int] = mapped_column()
+        __mapper_args__: ClassVar[dict[str, Any]] = {"version_id_col": version}
+
+    Base.metadata.create_all(engine)
+    pages = cache.repository(Page, sessions)
+    pages.save(Page(id=1, title="first"))
+    ours, others = pages.get(1), pages.get(1)
+    assert ours is not None
+    assert others is not None
+    ours.title, others.title = "ours", "others'"
+    pages.save(others)
+    with pytest.raises(StaleDataError):
+        pages.save(ours)
+    assert [page.title for page in pages.list([1])] == ["others'"]
 
 
 def test_columns_that_are_deferred_or_expressions(cache: Cache, sessions: Sessions) -> None:
