@@ -7,9 +7,9 @@ any: a node that has left the cluster tells of no newer epoch, and whoever was i
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -32,8 +32,6 @@ PATIENCE: Final = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08)
 #: After how many times the source's patience without a look a command waits for one.
 IDLE: Final = 3
 
-_numbers = itertools.count(1)
-
 
 class Follower:
     """One client's view of its source.
@@ -46,7 +44,7 @@ class Follower:
         self.document = source.read()
         self.news: Document | None = None  # read in the background, for the client to take over
         self._clock = clock
-        self._number = next(_numbers)
+        self._mark = secrets.token_hex(4)  # containers may have one name for their hosts, and a process 1 each
         self._stamp: object = None
         self._look_at = self._announce_at = 0.0
         self._looked = clock()  # when the last look ended, or nobody waits for it any more
@@ -110,7 +108,7 @@ class Follower:
             release = version("kvcluster")
         except PackageNotFoundError:
             release = "unknown"
-        name = f"{socket.gethostname()}-{os.getpid()}-{self._number}"
+        name = f"{socket.gethostname()}-{os.getpid()}-{self._mark}"
         return Sighting(name, release, self.document.epoch, time.time())
 
     def accept(self, document: Document) -> bool:

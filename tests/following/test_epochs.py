@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -275,6 +276,21 @@ def test_a_client_notices_and_is_noticed(staged: Staged) -> None:
     now[0] += 2
     client.get(key)
     wait_for(lambda: stage.source.sightings()[0].epoch == 2)
+
+
+def test_clients_in_containers_of_one_name_are_told_apart(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is process 1 of a host that has the same name, and the first client of its process."""
+    stage = staged()
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    names = set()
+    for _ in range(2):
+        spec = importlib.util.find_spec("kvcluster.following.follower")
+        assert spec is not None
+        assert spec.loader is not None
+        fresh = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(fresh)
+        names.add(fresh.Follower(stage.source).sighting.name)
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize("idle", [True, False])
