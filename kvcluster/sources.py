@@ -37,8 +37,8 @@ FORGOTTEN: Final = 86400.0  # seconds after which a sighting is removed
 class Sighting:
     """A client that follows the document, as it said of itself.
 
-    ``name`` tells clients apart (host, process, a random number), ``version`` is its release of kvcluster, ``epoch`` what it follows, and
-    ``seen`` when it said so, in seconds since 1970.
+    ``name`` tells clients apart (host, process, a random number), ``version`` is its release of kvcluster, ``epoch`` what it
+    follows, and ``seen`` when it said so, in seconds since 1970.
     """
 
     name: str
