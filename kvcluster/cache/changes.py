@@ -14,11 +14,14 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import product
+from math import prod
 from typing import Any, Final
 
 from sqlalchemy import BindParameter, Column, Connection, Delete, Insert, Table, Update, select, tuple_
 from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList, ClauseElement
@@ -80,16 +83,21 @@ def rows_in_database(
     """What the database has in some columns of instances' rows, which are locked by the way until the transaction ends."""
     names = [*columns]
     keys = [*table.primary_key.columns]
-    attributes = properties(mapper, table, [column.name for column in keys])
-    by_key = {tuple(identity_of(state)[attributes[column.name]] for column in keys): state for state in states}
+    try:
+        attributes = properties(mapper, table, [column.name for column in keys])
+        by_key = {tuple(identity_of(state)[attributes[column.name]] for column in keys): state for state in states}
+    except (LookupError, UnmappedColumnError):  # the rows are found by something else
+        return {}
     wanted = [*by_key]
+    with suppress(TypeError):  # the order of all transactions, where values have one
+        wanted.sort()
     query = select(*keys, *(table.columns[key] for key, column in table.columns.items() if column.name in names)).with_for_update()
     named = [column.name for column in query.selected_columns][len(keys) :]
     found: dict[InstanceState[Any], Row] = {}
     for start in range(0, len(wanted), _AT_ONCE):
         some = wanted[start : start + _AT_ONCE]
         which = keys[0].in_([key[0] for key in some]) if len(keys) == 1 else tuple_(*keys).in_(some)
-        for row in connection.execute(query.where(which)):
+        for row in connection.execute(query.where(which).order_by(*keys)):
             if (state := by_key.get(tuple(row[: len(keys)]))) is not None:
                 found[state] = dict(zip(named, row[len(keys) :], strict=True))
     return found
@@ -166,6 +174,11 @@ _ROWS_OF: Final[Mapping[type[UpdateBase], Callable[[Any, Mapping[str, Any], froz
 }
 
 
+def written_columns(statement: UpdateBase, parameters: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The names of the columns that an UPDATE sets, and perhaps some more."""
+    return {getattr(key, "name", key) for values in (_values_of(statement), *parameters) for key in values}
+
+
 def _values_of(statement: Any) -> Mapping[Any, Any]:
     """What VALUES or SET says; `Update.ordered_values` is a sequence in SQLAlchemy 2.0."""
     values = getattr(statement, "_values", None) or getattr(statement, "_ordered_values", None)
@@ -205,6 +218,8 @@ def _fixed(statement: Any, parameters: Mapping[str, Any]) -> Iterator[dict[str, 
             continue
         if plain_type(column) in _EXACT:
             choices[column.name] = [*value] if criterion.operator is in_op else [value]
+    if prod(map(len, choices.values())) > MOST_ROWS:
+        raise Unknown
     for values in product(*choices.values()):
         yield dict(zip(choices, values, strict=True))
 

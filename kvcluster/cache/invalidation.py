@@ -31,9 +31,18 @@ from sqlalchemy.orm import Mapper, ORMExecuteState, Session, SessionTransaction,
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.context import FromStatement
 from sqlalchemy.orm.state import InstanceState
-from sqlalchemy.sql.dml import Delete, UpdateBase
+from sqlalchemy.sql.dml import Delete, Update, UpdateBase
 
-from kvcluster.cache.changes import Unknown, properties, rows_in_database, rows_of_instance, rows_of_statement, written_tables
+from kvcluster.cache.changes import (
+    Unknown,
+    properties,
+    rows_in_database,
+    rows_of_instance,
+    rows_of_statement,
+    written_columns,
+    written_tables,
+)
+from kvcluster.cache.dependants import dependants, in_order, referred
 from kvcluster.cache.repository import maker_of
 from kvcluster.cache.retries import Retries, tell, tell_async
 from kvcluster.cache.watch import Names, Row
@@ -150,8 +159,7 @@ class Binding:
         changes = self._changes(session)
         tables = written_tables(statement)
         for table in tables:
-            if table.fullname in self._cache.watches:
-                self._enlist(changes, connection)
+            self._enlist(changes, connection, table)
         if changes.is_flushing(session) and "compiled_cache" in options:
             return  # the unit of work's own
         parameters = [*many] or [one]
@@ -161,6 +169,8 @@ class Binding:
             self._note(session, table, partial(rows_of_statement, statement, parameters) if is_plain else _unknown)
             if isinstance(statement, Delete):
                 self._note_cascades(session, table)
+            elif isinstance(statement, Update):
+                self._note_followers(session, table, written_columns(statement, parameters))
 
     def _do_orm_execute(self, execution: ORMExecuteState) -> None:
         """A statement that a flush's listener gives the session: by its options it may look like the unit of work's own."""
@@ -178,8 +188,7 @@ class Binding:
         if not ctes or (session := self._session_of(connection)) is None:
             return
         for table in [table for cte in ctes if isinstance(cte.element, UpdateBase) for table in written_tables(cte.element)]:
-            if table.fullname in self._cache.watches:
-                self._enlist(self._changes(session), connection)
+            self._enlist(self._changes(session), connection, table)
             self._note(session, table, _unknown)
             self._note_cascades(session, table)
 
@@ -188,34 +197,42 @@ class Binding:
     def _before_flush(self, session: Session, context: UOWTransaction, instances: object) -> None:
         changes = self._changes(session)
         changes.flush, changes.known, changes.modified = context, {}, {}
-        by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
+        by_table: dict[Table, dict[Mapper[Any], list[InstanceState[Any]]]] = {}
         for instance in (*session.dirty, *session.deleted):
             state = instance_state(instance)
-            by_mapper.setdefault(state.mapper, []).append(state)
-        for mapper, states in by_mapper.items():
-            self._look_up(session, mapper, states)
+            for table in _tables(state.mapper):
+                by_table.setdefault(table, {}).setdefault(state.mapper, []).append(state)
+        for table in in_order(by_table):  # of all transactions, so that none locks rows which another waits for
+            for mapper in sorted(by_table[table], key=str):
+                self._look_up(session, mapper, table, by_table[table][mapper])
 
     def _before_statement(self, mapper: Mapper[Any], connection: Connection, instance: object) -> None:
         """Look at what only the flush itself found changed: orphans, and what a relationship writes."""
         session, state = object_session(instance), instance_state(instance)
         if isinstance(session, self.sessions):
             self._changes(session).modified[state] = frozenset(state.committed_state)
-            self._look_up(session, mapper, [state])
+            for table in _tables(mapper):
+                self._look_up(session, mapper, table, [state])
 
-    def _look_up(self, session: Session, mapper: Mapper[Any], states: Iterable[InstanceState[Any]]) -> None:
+    def _look_up(self, session: Session, mapper: Mapper[Any], table: Table, states: Iterable[InstanceState[Any]]) -> None:
         """Ask the database for the columns of changed rows that are watched and not what the rows are found by."""
-        for table in mapper.tables:
-            if not isinstance(table, Table) or not (columns := self._cache.watches.columns(table.fullname)):
-                continue
-            known = self._changes(session).known.setdefault(table.fullname, {})
-            unknown = [state for state in states if state.key is not None and state not in known]
-            if unknown and (asked := _not_identifying(mapper, table, columns)):
-                connection = session.connection(bind_arguments={"mapper": mapper, "clause": table})
-                known.update(rows_in_database(connection, mapper, table, asked, unknown))
+        if not (columns := self._cache.watches.columns(table.fullname)):
+            return
+        known = self._changes(session).known.setdefault(table.fullname, {})
+        unknown = [state for state in states if state.key is not None and state not in known]
+        if unknown and (asked := _not_identifying(mapper, table, columns)):
+            connection = session.connection(bind_arguments={"mapper": mapper, "clause": table})
+            known.update(rows_in_database(connection, mapper, table, asked, unknown))
 
     def _after_flush(self, session: Session, context: object) -> None:
-        for instance in (*session.new, *session.dirty):
+        for instance in session.new:
             self._note_instance(session, instance)
+        for instance in session.dirty:
+            state = instance_state(instance)
+            written = [*self._changes(session).modified.get(state, ()), *state.committed_state]
+            columns = {column.name for key in written for column in getattr(state.mapper.attrs.get(key), "columns", ())}
+            for table in self._note_instance(session, instance):
+                self._note_followers(session, table, columns)
 
     def _persistent_to_deleted(self, session: Session, instance: object) -> None:
         for table in self._note_instance(session, instance):
@@ -223,7 +240,7 @@ class Binding:
 
     def _note_instance(self, session: Session, instance: object) -> list[Table]:
         state = instance_state(instance)
-        tables = [table for table in state.mapper.tables if isinstance(table, Table)]
+        tables = _tables(state.mapper)
         changes = self._changes(session)
         modified = changes.modified.get(state, frozenset())
         for table in tables:
@@ -247,8 +264,14 @@ class Binding:
 
     def _note_cascades(self, session: Session, table: Any) -> None:
         """Note what the database itself deletes or changes when rows of a table are deleted."""
-        for other in _dependants(table):
+        for other in dependants(table):
             self._note(session, other, _unknown)
+
+    def _note_followers(self, session: Session, table: Table, written: Iterable[str]) -> None:
+        """Note what the database itself changes when columns are written that others refer to."""
+        if not referred(table).isdisjoint(written):
+            for other in dependants(table, on_update=True):
+                self._note(session, other, _unknown)
 
     # -- transactions
 
@@ -261,10 +284,12 @@ class Binding:
         if (session := self._session_of(connection)) is not None:
             self._changes(session).committing = True
 
-    def _enlist(self, changes: Changes, connection: Connection) -> None:
+    def _enlist(self, changes: Changes, connection: Connection, table: Table) -> None:
         """Let the transaction that changes anything write down what it changed, as its last statement."""
         outbox = self._cache.outbox
-        if outbox is not None and connection not in changes.wrote:
+        if outbox is None or connection in changes.wrote:
+            return
+        if any(each.fullname in self._cache.watches for each in (table, *dependants(table))):
             changes.wrote.add(connection)
             outbox.attach(connection, changes, partial(self._record, outbox, changes))
 
@@ -362,20 +387,16 @@ def _unknown(columns: object) -> Iterable[Row]:
     raise Unknown
 
 
+def _tables(mapper: Mapper[Any]) -> list[Table]:
+    return [table for table in mapper.tables if isinstance(table, Table)]
+
+
 def _not_identifying(mapper: Mapper[Any], table: Table, columns: Iterable[str]) -> list[str]:
     """Those of some columns that are mapped, and no part of the primary key."""
     identifying = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
     mapped = {column.name for column in table.columns if mapper.columns.contains_column(column)}
     attributes = properties(mapper, table, mapped.intersection(columns))
     return [name for name, key in attributes.items() if key not in identifying]
-
-
-def _dependants(table: Any, seen: frozenset[Any] = frozenset()) -> Iterable[Table]:
-    """The tables whose rows the database changes when it deletes rows of this one."""
-    for other in table.metadata.tables.values() if isinstance(table, Table) else ():
-        if other not in seen and any(key.ondelete and key.column.table is table for key in other.foreign_keys):
-            yield other
-            yield from _dependants(other, seen | {table, other})
 
 
 def _own_session_class(factory: async_sessionmaker[Any]) -> type[Session]:

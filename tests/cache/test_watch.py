@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Column, Engine, ForeignKey, Integer, MetaData, Table, bindparam, delete, event, insert, select, text, update
-from sqlalchemy.orm import Session, aliased, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, sessionmaker
 from sqlalchemy.sql.dml import UpdateBase
 
 from kvcluster import Cache, Client
 from kvcluster.cache.changes import MOST_ROWS, Unknown, rows_of_statement, written_tables
+from kvcluster.cache.dependants import dependants, in_order, referred
 from kvcluster.cache.keys import Template
 from kvcluster.cache.repository import Repository
 from kvcluster.cache.tables import ColumnName
@@ -22,7 +23,7 @@ from kvcluster.cache.watch import Registry, Watch, Watched, coerced, watch_of
 from kvcluster.errors import ConfigurationError, DeleteFailed, IllegalKey
 from kvcluster.testing.nodes import RunningNode
 from tests.cache.blog import Author, Post, Tag, blog_of, emptied, fresh, post_tag
-from tests.cache.shop import Colour, Everything
+from tests.cache.shop import Colour, Everything, engine_of
 
 Sessions = sessionmaker[Session]
 
@@ -426,3 +427,112 @@ def test_tables_that_a_statement_changes() -> None:
     both: Any = Author.__table__.join(Post.__table__)
     assert {table.fullname for table in written_tables(update(both).values({Author.name: "new"}))} == {"author", "post"}
     assert [table.fullname for table in written_tables(delete(Author).where(Author.id == Post.author_id))] == ["author"]
+
+
+class Odd(DeclarativeBase):
+    """What is declared in less common ways."""
+
+
+class Region(Odd):
+    __tablename__ = "region"
+
+    code: Mapped[str] = mapped_column(primary_key=True)
+
+
+class Town(Odd):
+    __tablename__ = "town"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    region: Mapped[str] = mapped_column(ForeignKey("region.code", ondelete="CASCADE", onupdate="CASCADE"))
+    kind: Mapped[str]
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "town"}  # noqa: RUF012
+
+
+class Port(Town):
+    __tablename__ = "port"
+
+    port_id: Mapped[int] = mapped_column(ForeignKey("town.id"), primary_key=True)
+    depth: Mapped[int]
+    __mapper_args__ = {"polymorphic_identity": "port"}  # noqa: RUF012
+
+
+Table("log", Odd.metadata, Column("id", Integer, primary_key=True), Column("x", ForeignKey("gone.id", ondelete="CASCADE")))
+
+
+@pytest.fixture
+def odd(cache: Cache, tmp_path: Path) -> Iterator[Sessions]:
+    """A bound factory for a database that follows its foreign keys."""
+    engine = engine_of(tmp_path / "odd.db")
+    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=ON"))
+    Odd.metadata.create_all(engine, [table for name, table in Odd.metadata.tables.items() if name != "log"])
+    sessions = sessionmaker(engine)
+    cache.bind(sessions)
+    with sessions.begin() as session:
+        session.add(Region(code="x"))
+        session.flush()
+        session.add(Port(id=1, region="x", depth=1))
+    yield sessions
+    engine.dispose()
+
+
+def renamed_by_instance(session: Session) -> None:
+    session.get_one(Region, "x").code = "y"
+
+
+def renamed_by_statement(session: Session) -> None:
+    session.execute(update(Region).values(code="y"))
+
+
+@pytest.mark.parametrize("rename", [renamed_by_instance, renamed_by_statement])
+def test_what_the_database_changes_by_itself(cache: Cache, odd: Sessions, rename: Callable[[Session], None]) -> None:
+    @cache.loader("region:{town}", watch={Town.id: "town"})
+    def region(town: int) -> str:
+        with odd() as session:
+            return session.get_one(Town, town).region
+
+    assert region(1) == "x"
+    with odd.begin() as session:
+        rename(session)
+    assert region(1) == "y"
+
+
+def test_only_what_others_refer_to_is_handed_on(cache: Cache, odd: Sessions, client: Client) -> None:
+    assert referred(Region.metadata.tables["region"]) == {"code"}
+    assert not referred(Town.metadata.tables["town"]) - {"id"}
+
+
+def test_a_flush_does_not_raise_because_of_what_the_cache_cannot_know(cache: Cache, odd: Sessions) -> None:
+    """A primary key under another name, and a foreign key that refers to what is not declared."""
+
+    @cache.loader("ports:{depth}", watch={Port.depth: "depth"})
+    def ports(depth: int) -> list[int]:
+        with odd() as session:
+            return [port.id for port in session.query(Port).filter(Port.depth == depth)]
+
+    assert (ports(1), ports(2)) == ([1], [])
+    with odd.begin() as session:
+        session.get_one(Port, 1).depth = 2
+    assert (ports(1), ports(2)) == ([], [1])
+    with odd.begin() as session:
+        session.delete(session.get_one(Port, 1))
+    assert (ports(1), ports(2)) == ([], [])
+
+
+def test_many_choices_are_not_multiplied() -> None:
+    statement = update(Post).where(Post.id.in_(range(100_000)), Post.author_id.in_(range(100_000))).values(title="new")
+    with pytest.raises(Unknown):
+        rows_of_statement(statement, [{}], {"id", "author"})
+
+
+def test_rows_are_locked_in_one_order() -> None:
+    author, post, tags = Author.metadata.tables["author"], Post.metadata.tables["post"], post_tag
+    assert in_order([tags, post, author]) == in_order([post, author, tags]) == [author, post, tags]
+    assert in_order([Odd.metadata.tables["log"], Odd.metadata.tables["town"]])
+
+
+def test_dependants_of_many_tables_that_refer_to_each_other() -> None:
+    metadata = MetaData()
+    for i in range(40):
+        keys: list[Column[Any]] = [Column(f"f{j}", ForeignKey(f"t{j}.id", ondelete="CASCADE")) for j in range(i)]
+        Table(f"t{i}", metadata, Column("id", Integer, primary_key=True), *keys)
+    assert len(dependants(metadata.tables["t0"])) == 39
