@@ -8,19 +8,29 @@ Stamps are kept on every node, and the epoch belongs to the node it lies on: no 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from kvcluster.errors import ConfigurationError
+from kvcluster.following.epochs import EPOCH_KEY
 from kvcluster.placement import placement
 from kvcluster.placement._hot import slot_owners
 from kvcluster.placement.slots import Slots, shift_for
 from kvcluster.topology import Node, Topology
 
-OWN = b"__kvc:"
-STAMP = b"__stamp:"
+_STAMP = re.compile(rb":__stamp:(tag|table|rows|watch):").search  # after a cache's namespace, see `kvcluster.cache.stamps`
+
+
+def is_stamp(wire: bytes) -> bool:
+    """Whether a key is a stamp's. A key is a caller's own where it only holds the word.
+
+    >>> is_stamp(b"shop:__stamp:table:users"), is_stamp(b"doc:__stamp:1")
+    (True, False)
+    """
+    return b":__stamp:" in wire and _STAMP(wire) is not None  # most have not even that
 
 
 def pinned(wire: bytes) -> bool:
@@ -29,7 +39,7 @@ def pinned(wire: bytes) -> bool:
     >>> pinned(b"shop:__stamp:table:users"), pinned(b"__kvc:epoch"), pinned(b"user:1")
     (True, True, False)
     """
-    return STAMP in wire or wire.startswith(OWN)
+    return wire == EPOCH_KEY or is_stamp(wire)
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ class Change:
         A node that leaves keeps nothing but its epoch: stamps that missed what happened meanwhile would be wrong when it returns.
         """
         if any(node.address == address for node in self.removed):
-            return [wire for wire in wires if not wire.startswith(OWN)]
+            return [wire for wire in wires if wire != EPOCH_KEY]
         return self._foreign(self._tables[1], address, wires)
 
     def strays(self, address: str, wires: Sequence[bytes]) -> list[bytes]:

@@ -18,7 +18,7 @@ from typing import Final
 from kvcluster.errors import NetworkError, ResizeStopped
 from kvcluster.protocol import requests
 from kvcluster.protocol.requests import Deletes
-from kvcluster.rebalance.change import STAMP
+from kvcluster.rebalance.change import is_stamp
 from kvcluster.rebalance.copy import BATCH, RESERVED
 from kvcluster.rebalance.dump import Dump, DumpUnavailable, dump
 from kvcluster.rebalance.lanes import Figures, Lane
@@ -258,7 +258,7 @@ def copy_stamps(run: Run) -> None:
 def _copy_stamps(run: Run, source: Node) -> None:
     try:
         with _listing(run, source) as listing:
-            stamps = [wire for lines in listing.blocks() for wire, _ in lines if STAMP in wire]
+            stamps = [wire for lines in listing.blocks() for wire, _ in lines if is_stamp(wire)]
     except DumpUnavailable:
         run.tally.notes.append(
             f"{source.address} cannot be dumped: values that depend on its stamps are loaded anew where they move"

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvcluster.cache.stamps import stamp_wire, tag_stamp, unknown_rows, watch_stamp
 from kvcluster.errors import ConfigurationError
 from kvcluster.placement import placement
+from kvcluster.planner import Planner
 from kvcluster.rebalance.change import change, pinned
 from kvcluster.topology import Node, Topology
 
@@ -76,3 +78,12 @@ def test_a_change_that_is_none_or_cannot_be_made_says_so() -> None:
         change(Topology(["a"], "modulo"), Topology(["a", "b"], "modulo"))
     with pytest.raises(ConfigurationError, match="of two"):
         change(Topology(["a"]), Topology(["a", "a"]))
+
+
+@pytest.mark.parametrize("name", [tag_stamp("a"), *unknown_rows("post"), watch_stamp("post", {"id": 1}), tag_stamp("long" * 99)])
+@pytest.mark.parametrize("prefix", [b"shop:", b"app/shop:"])
+def test_stamps_stay_where_they_are_and_keys_that_look_like_them_move(name: str, prefix: bytes) -> None:
+    planner = Planner(placement("slots", [Node("a")]), prefix)
+    assert pinned(stamp_wire(planner, name))
+    for own in (b"doc:__stamp:1", b"__stamp:1", b"my__stamp:tag:x", b"__kvc:mine", b"__kvc:epochs"):
+        assert not pinned(own)

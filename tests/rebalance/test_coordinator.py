@@ -464,10 +464,10 @@ def test_stamps_are_on_the_new_nodes_before_any_key_moves_and_are_never_swept(to
 def test_a_stamp_that_the_new_node_has_already_is_kept(town: Make) -> None:
     place = town(1, 2)
     addresses = [node.address for node in place.nodes]
-    ask(addresses[0], b"ms app:__stamp:t 8\r\noldstamp\r\n")
-    bump = at_once("prepare", lambda: ask(addresses[1], b"ms app:__stamp:t 8\r\nnewstamp\r\n"))
+    ask(addresses[0], b"ms app:__stamp:tag:t 8\r\noldstamp\r\n")
+    bump = at_once("prepare", lambda: ask(addresses[1], b"ms app:__stamp:tag:t 8\r\nnewstamp\r\n"))
     assert place.run(addresses, bump).finished
-    assert ask(addresses[1], b"mg app:__stamp:t v\r\n") == b"VA 8\r\nnewstamp\r\n"
+    assert ask(addresses[1], b"mg app:__stamp:tag:t v\r\n") == b"VA 8\r\nnewstamp\r\n"
 
 
 def test_copying_stops_at_the_targets_share_of_memory(town: Make) -> None:
