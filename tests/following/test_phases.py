@@ -261,7 +261,7 @@ def test_everything_is_dropped_at_old_owners_first(staged: Staged, monkeypatch: 
     stage = staged("migrate")
     client = stage.client()
     told: list[str] = []
-    monkeypatch.setattr(FollowingCluster, "_administer", lambda _, node, action: told.append(node.address) or True)
+    monkeypatch.setattr(FollowingCluster, "_administer", lambda _, node, action: told.append(node.address) is None)
     assert client.flush_all()
     document = stage.document
     assert told == [node.address for node in (*document.previous, *document.nodes)]
