@@ -7,7 +7,7 @@
     new      delete at the old owners what they no longer own
     old      give the lock back
 
-Each phase begins with a document of the next epoch in the source, then the epoch on every node, old and new. That is a barrier: a
+Each phase begins with a document of the next epoch in the source, then the epoch on every node of it, old and new. A barrier: a
 client learns of the epoch from the answer to whatever it does next, so once all nodes have it, nobody works by a phase further back
 than the one before.
 
@@ -197,12 +197,13 @@ class Rebalance:
 
 
 def _barrier(run: Run, source: TopologySource) -> None:
-    """Make every node know the epoch of the document.
+    """Make every node of the document know its epoch. New nodes are none of it before the phase ``prepare``, nor are those that
+    left after the last one.
 
     :raises ResizeStopped: where a node that stays does not acknowledge it
     """
     run.doing(f"epoch {run.lock.document.epoch}, waiting for every node to acknowledge it")
-    for node in run.change.members:
+    for node in run.lock.document.members:
         run.tell_epoch(node)
     if run.dead:
         # What leads clients on from a node that is dead to this process, and perhaps not to them, is the source alone.

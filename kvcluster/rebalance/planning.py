@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Final
 
 from kvcluster.errors import NetworkError, ResizeRefused
 from kvcluster.following.epochs import EPOCH_KEY
 from kvcluster.placement import placement
+from kvcluster.protocol import requests
 from kvcluster.rebalance.change import Change, change, pinned
 from kvcluster.rebalance.dump import DumpUnavailable, NodeBusy, details, dump
-from kvcluster.rebalance.lanes import Figures, Lanes, figures, flush
+from kvcluster.rebalance.lanes import Figures, Lane, Lanes, figures, flush
 from kvcluster.rebalance.reports import Flow, Plan, Report, Sample
 from kvcluster.rebalance.running import Run, Settings, Times
 from kvcluster.rebalance.sample import Reservoir, added, compared
@@ -63,7 +65,9 @@ def plan(source: TopologySource, document: Document, wanted: Topology, settings:
         lagging=tuple(one for one in clients if one.epoch < document.epoch),
         unreachable=unreachable,
         undumpable=tuple(undumpable),
-        occupied=tuple(node.address for node in found.added if node.address in known and occupied(node, settings, times)),
+        occupied=tuple(
+            node.address for node in found.added if node.address in known and occupied(node, document.epoch, settings, times)
+        ),
     )
 
 
@@ -100,15 +104,27 @@ def present(source: TopologySource, times: Times) -> list[Sighting]:
     return [one for one in source.sightings() if one.seen >= since]
 
 
-def occupied(node: Node, settings: Settings, times: Times) -> bool:
-    """Whether a node holds anything but its epoch."""
-    if not figures(node, settings.timeout).items:
+def occupied(node: Node, epoch: int, settings: Settings, times: Times) -> bool:
+    """Whether a node holds anything but this epoch or an earlier one. A later one is another cluster's, and no client would take
+    the node for a member."""
+    items = figures(node, settings.timeout).items
+    if not items:
         return False
+    told = _epoch(node, settings.timeout)
+    if told > epoch or (told and items == 1):
+        return told > epoch
     try:
         with dump(node, patience=settings.patience, sleep=times.sleep) as listing:
             return any(wire != EPOCH_KEY for lines in listing.blocks() for wire, _ in lines)
     except DumpUnavailable:
         return True
+
+
+def _epoch(node: Node, timeout: float) -> int:
+    """The epoch that a node was told; 0 for none."""
+    with closing(Lane(node, timeout)) as lane:
+        value = lane.ask(requests.meta_get(EPOCH_KEY, b"v")).value
+    return int(value) if value is not None and value.isdigit() else 0
 
 
 def require_ready(source: TopologySource, document: Document, run: Run) -> None:
@@ -158,9 +174,10 @@ def require_empty(run: Run) -> None:
 
 def _require_empty(run: Run) -> None:
     for node in run.change.added:
-        if occupied(node, run.settings, run.times):
+        if occupied(node, run.lock.document.epoch, run.settings, run.times):
             raise ResizeRefused(
-                f"{node.address} is not empty, and what it holds may be long outdated: flush it, or ask for that by flush_new"
+                f"{node.address} is not empty, and what it holds, if only the epoch of another cluster, may be long outdated: "
+                "flush it, or ask for that by flush_new (--flush-new)"
             )
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from kvcluster.errors import ConfigurationError, KvclusterError, NetworkError, ResizeStopped
-from kvcluster.following.epochs import tell_epoch
+from kvcluster.following.epochs import EPOCH_KEY, tell_epoch
+from kvcluster.protocol import requests
 from kvcluster.rebalance.change import Change
 from kvcluster.rebalance.journal import Journal
 from kvcluster.rebalance.lanes import Figures, Lanes, figures
@@ -202,15 +203,24 @@ class Run:
     def tell_epoch(self, node: Node) -> None:
         """Make a node know the epoch of the document, however long it takes to answer. One that leaves and does not is given up.
 
-        :raises ResizeStopped: where it is to stay, and does not acknowledge it
+        :raises ResizeStopped: where it is to stay, and does not acknowledge it, or holds a later one
         """
         epoch = self.lock.document.epoch
         for _ in range(ATTEMPTS):
             if node.address in self.dead:
                 return
             try:
-                if self.lanes(node.address).run(tell_epoch("", [node.address], epoch)):
-                    return
+                lane = self.lanes(node.address)
+                if lane.run(tell_epoch("", [node.address], epoch)):
+                    held = lane.ask(requests.meta_get(EPOCH_KEY, b"v")).value
+                    if held == b"%d" % epoch:
+                        return
+                    if held is not None and held.isdigit() and int(held) > epoch:
+                        self.lock.confirm()
+                        raise ResizeStopped(
+                            f"{node.address} holds epoch {int(held)}, which is another cluster's: where it is not a member there, "
+                            "flush it, and continue"
+                        )
             except NetworkError as error:
                 self.await_node(error)
         raise ResizeStopped(f"{node.address} does not take epoch {epoch}; continue once it is well")
@@ -256,7 +266,7 @@ class Run:
         """
         self.await_node(error)
         self.lock.confirm()
-        for node in self.change.members:
+        for node in self.lock.document.members:
             self.tell_epoch(node)
 
     def give_up(self, node: Node, error: KvclusterError) -> None:

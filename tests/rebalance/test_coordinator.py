@@ -133,6 +133,38 @@ def test_a_new_node_is_flushed_where_that_is_asked_for(town: Make) -> None:
     assert ask(addresses[2], b"mg app:__stamp:table:users v\r\n") == b"EN\r\n"
 
 
+def test_a_new_node_with_the_epoch_of_another_cluster_is_refused(town: Make) -> None:
+    place = town(2, 3)
+    addresses = [node.address for node in place.nodes]
+    ask(addresses[2], b"ms __kvc:epoch 2\r\n50\r\n")
+    assert place.rebalance(addresses).plan().occupied == (addresses[2],)
+    refused(place, addresses, "epoch of another cluster")
+    assert place.run(addresses, flush_new=True).finished
+    assert ask(addresses[2], b"mg __kvc:epoch v\r\n") == b"VA 1\r\n%d\r\n" % place.source.read().epoch
+
+
+def test_a_node_that_gets_a_later_epoch_from_elsewhere_stops_the_resize(town: Make) -> None:
+    place = town(2, 3)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    tell = at_once("prepare", lambda: ask(addresses[2], b"ms __kvc:epoch 2\r\n50\r\n"))
+    with pytest.raises(ResizeStopped, match="another cluster's"):
+        place.run(addresses, tell)
+    ask(addresses[2], b"flush_all\r\n")
+    assert place.run(addresses).finished
+    assert place.held() == values
+
+
+def test_an_empty_new_node_that_cannot_dump_is_empty(town: Make) -> None:
+    place = town(1, 2)
+    values = place.fill(COUNT)
+    with FaultProxy(place.nodes[1].address) as proxy:
+        proxy.replies.garble = lambda piece: b"ERROR\r\n" if piece.startswith((b"key=", b"END\r\n")) else piece
+        assert place.run([place.nodes[0].address, proxy.address]).finished
+        proxy.replies.garble = lambda piece: piece
+        assert place.held() == values
+
+
 def test_of_two_coordinators_one_works(town: Make) -> None:
     place = town(2, 3)
     place.fill(COUNT)
