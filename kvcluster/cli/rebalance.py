@@ -253,7 +253,11 @@ def _run(rebalance: Rebalance, topology: str, as_json: bool) -> None:
     else:
         shown.show_report(report, _console())
     if not report.finished:
-        print(f"kvcluster: stopped in phase {report.document.phase}; nothing is lost. {_how_to_resume(topology)}", file=sys.stderr)
+        if report.document.phase == "old":
+            told = "stopped before it began; nothing was changed"
+        else:
+            told = f"stopped in phase {report.document.phase}; nothing is lost. {_how_to_resume(topology)}"
+        print(f"kvcluster: {told}", file=sys.stderr)
         raise typer.Exit(128 + signals[0] if signals else 1)
     if report.sample.differences:
         raise typer.Exit(1)

@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
         return {"id": value.id, "address": value.address, "weight": value.weight}
     if is_dataclass(value):
         found = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-        extra = {Plan: ("keys", "bytes", "slots"), Report: ("finished", "coverage"), Sample: ("coverage",)}
+        extra = {Plan: ("keys", "bytes", "slots"), Report: ("coverage",), Sample: ("coverage",)}
         return found | {name: getattr(value, name) for name in extra.get(type(value), ())}
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}

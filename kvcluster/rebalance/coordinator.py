@@ -129,6 +129,7 @@ class Rebalance:
             lambda: self._stopped,
         )
         lock.require_free()
+        finished = False
         try:
             if document.phase == "old":
                 planning.require_ready(self.source, document, run)
@@ -136,6 +137,7 @@ class Rebalance:
             _barrier(run, self.source)
             lock.take()
             self._go(run, wanted, document.epoch)
+            finished = True
         except Stopping:
             run.tally.notes.append(f"stopped in phase {lock.document.phase}: run it again to continue")
         finally:
@@ -143,7 +145,7 @@ class Rebalance:
             run.journal.close()
             if lock.held:
                 lock.release()
-        return run.report()
+        return run.report(finished)
 
     def _go(self, run: Run, wanted: Topology, before: int) -> None:
         """From the phase of the document to the end.

@@ -10,7 +10,9 @@ time, and not while its hash table grows: it says so, and is asked again.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import tempfile
 import threading
 import time
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
-from kvcluster.errors import BadReply, CommandRefused, NodeTimeout, NodeUnreachable
+from kvcluster.errors import BadReply, CommandRefused, NodeTimeout, NodeUnreachable, ResizeStopped
 from kvcluster.protocol.requests import BinaryKey
 from kvcluster.rebalance.lanes import connect
 from kvcluster.topology import Node
@@ -31,6 +33,7 @@ PATIENCE: Final = 60.0  # seconds to wait for a node that is busy with another d
 SILENCE: Final = 30.0  # seconds without a byte; a sparse hash table takes long between two lines
 _AGAIN: Final = 0.2  # seconds between two attempts
 _BLOCK: Final = 1 << 18
+_FIRST_LINE: Final = 1024  # bytes; a line without an end is judged by as many
 _END: Final = b"END\r\n"
 _REFUSALS: Final = (b"BUSY", b"ERROR", b"BADCLASS", b"CLIENT_ERROR", b"SERVER_ERROR")
 
@@ -145,6 +148,7 @@ def dump(
     :raises DumpUnavailable: where it refuses for good
     :raises NetworkError: where it cannot be reached, falls silent, or closes the connection in mid-dump
     :raises BadReply: for a reply that is no dump
+    :raises ResizeStopped: where it cannot be kept, for want of room
     """
     deadline = clock() + patience
     while True:
@@ -183,7 +187,10 @@ class _Drain(threading.Thread):
             if self.failure is not None:
                 raise self.failure
         except BaseException:
-            # Closing the connection ends the dump at the node, too.
+            # The end of the connection ends the dump at the node, too; only its shutdown wakes the thread that receives.
+            if isinstance(self.stream, socket.socket):
+                with contextlib.suppress(OSError):
+                    self.stream.shutdown(socket.SHUT_RDWR)
             self.stream.close()
             self.join()
             self.file.close()
@@ -205,16 +212,29 @@ class _Drain(threading.Thread):
     def drain(self) -> None:
         """Receive to the end."""
         buffer = memoryview(bytearray(_BLOCK))
+        start: bytes | None = b""  # the first line, until it is known
         tail = b""
         while not tail.endswith(_END):
             count = self.stream.recv_into(buffer)
             if not count:
                 raise NodeUnreachable(self.node.address, "closed the connection in the middle of its dump")
-            if not self.size:
-                check(self.node.address, bytes(buffer[:100]) if count >= 100 else bytes(buffer[:count]))
+            if start is not None:
+                start += bytes(buffer[: min(count, _FIRST_LINE)])
+                if b"\n" in start or len(start) >= _FIRST_LINE:
+                    check(self.node.address, start)
+                    start = None
             self.size += count
-            self.file.write(buffer[:count])
+            self._keep(buffer[:count])
             tail = (tail + bytes(buffer[max(0, count - len(_END) - 1) : count]))[-len(_END) - 1 :]
+
+    def _keep(self, piece: memoryview) -> None:
+        try:
+            self.file.write(piece)
+        except OSError as error:
+            raise ResizeStopped(
+                f"the dump of {self.node.address} cannot be kept in {tempfile.gettempdir()} ({error}); make room there, or name "
+                "another directory by TMPDIR, and continue"
+            ) from error
 
 
 def check(address: str, start: bytes) -> None:

@@ -210,7 +210,7 @@ def verify(document: Document, settings: Settings, times: Times) -> Report:
             leftovers = {node.address: _strangers(node, owner, settings, times) for node in document.members}
     finally:
         lanes.close()
-    return Report(document, sample=sample, leftovers=leftovers, seconds=times.monotonic() - began)
+    return Report(document, document.phase == "old", sample=sample, leftovers=leftovers, seconds=times.monotonic() - began)
 
 
 def _compare(found: Change, lanes: Lanes, settings: Settings, times: Times) -> Sample:

@@ -142,6 +142,8 @@ class Report:
     """What a resize did, or what `verify` found.
 
     :ivar document: the document as it is now
+    :ivar finished: whether the resize is done, False where it was stopped, be it before it began; for `verify`, whether none is
+        under way
     :ivar outcomes: keys by what became of them, see `kvcluster.rebalance.copy`; ``cold`` are those left behind for want of memory
     :ivar dumped: keys that the dumps listed as moving
     :ivar bytes: of values read
@@ -155,6 +157,7 @@ class Report:
     """
 
     document: Document
+    finished: bool = False
     outcomes: Mapping[str, int] = field(default_factory=dict)
     dumped: int = 0
     bytes: int = 0
@@ -165,11 +168,6 @@ class Report:
     leftovers: Mapping[str, int] = field(default_factory=dict)
     given_up: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    @property
-    def finished(self) -> bool:
-        """Whether no resize is under way any more."""
-        return self.document.phase == "old"
 
     @property
     def coverage(self) -> float:

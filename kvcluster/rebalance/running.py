@@ -274,11 +274,12 @@ class Run:
         self.dead.add(node.address)
         self.tally.notes.append(f"{node.address} was given up, and what it held with it: {error}")
 
-    def report(self) -> Report:
+    def report(self, finished: bool) -> Report:
         """What was done so far."""
         tally = self.tally
         return Report(
             document=self.lock.document,
+            finished=finished,
             outcomes=dict(tally.outcomes),
             dumped=tally.dumped,
             bytes=tally.bytes,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcluster import Client
-from kvcluster.errors import BadReply, NodeTimeout, NodeUnreachable
+from kvcluster.errors import BadReply, NodeTimeout, NodeUnreachable, ResizeStopped
 from kvcluster.protocol.requests import BinaryKey
 from kvcluster.rebalance.dump import DumpUnavailable, NodeBusy, decoded, details, dump, parsed
 from kvcluster.testing.plugin import NodeFactory
@@ -85,6 +88,36 @@ def test_a_node_that_stays_busy_is_an_error_that_says_so() -> None:
 @pytest.mark.parametrize("line", REFUSALS)
 def test_a_node_that_cannot_dump_is_told_from_one_that_will_not_now(line: bytes) -> None:
     with Scripted([line]) as node, pytest.raises(DumpUnavailable):
+        taken(node.address)
+
+
+@pytest.mark.parametrize("line", [BUSY, LOCKED, *REFUSALS])
+def test_a_refusal_is_judged_whole_however_it_is_cut(line: bytes) -> None:
+    for cut in (1, 2, 5, len(line) - 1):
+        with Scripted([line[:cut], line[cut:]]) as node, pytest.raises(NodeBusy if line in (BUSY, LOCKED) else DumpUnavailable):
+            taken(node.address, patience=0.0, silence=5.0)
+
+
+def test_who_waits_for_a_silent_node_can_be_interrupted() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with Scripted([b""]) as node, pytest.raises(KeyboardInterrupt):
+        taken(node.address, silence=60.0, waiting=interrupt)
+    assert time.monotonic() - began < 30
+
+
+def test_a_full_disk_is_no_fault_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def __init__(self, max_size: int) -> None:
+            super().__init__()
+
+        def write(self, piece: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", Full)
+    with Scripted([FORMATS["1.6.18"]]) as node, pytest.raises(ResizeStopped, match=r"No space left .* TMPDIR"):
         taken(node.address)
 
 
