@@ -309,7 +309,7 @@ def _delete(run: Run, node: Node, unwanted: Callable[[Sequence[bytes]], list[byt
 
     :raises DumpUnavailable: where it does not tell what it holds
     """
-    with _listing(run, node) as listing:
+    with _listing(run, node) as listing, closing(Probe(run, node)) as probe:
         for lines in listing.blocks():
             wires = unwanted([wire for wire, _ in lines])
             for start in range(0, len(wires), BATCH):
@@ -317,6 +317,7 @@ def _delete(run: Run, node: Node, unwanted: Callable[[Sequence[bytes]], list[byt
                 run.lanes(node.address).send(deletes)
                 run.lanes(node.address).receive(deletes)
                 run.tally.swept += deletes.confirmed
+                probe()
                 run.wait(run.pace.spend(deletes.count, 0, run.times.monotonic()))
                 run.tick()
 

@@ -35,7 +35,9 @@ class Pace:
         self._free_at = 0.0
 
     def restarted(self) -> None:
-        """Another source: what is observed from here on is how it is without the copy."""
+        """Another node, or other work: what is observed from here on is how it is without it, and what was borne before counts no
+        more."""
+        self.factor = 1.0
         self.quiet = None
         self._latencies.clear()
 

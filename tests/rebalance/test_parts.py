@@ -58,6 +58,13 @@ def test_the_pace_falls_while_the_source_suffers_and_comes_back() -> None:
     assert pace.factor > 10 * low
 
 
+def test_what_one_node_bears_says_nothing_of_the_next() -> None:
+    pace = Pace(keys=1000, bytes=1e9)
+    pace.factor = 0.02
+    pace.restarted()
+    assert pace.factor == 1.0
+
+
 def test_a_percentile_is_a_value_of_the_sample() -> None:
     assert percentile([1.0] * 98 + [5.0, 9.0]) == 5.0
     assert percentile([3.0]) == 3.0
