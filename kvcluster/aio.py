@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -70,14 +71,14 @@ class AsyncClient(Cluster[AsyncEndpoint]):
         return protocol
 
     @classmethod
-    def from_topology(cls, source: TopologySource, **settings: Any) -> FollowingAsyncClient:
+    def from_topology(cls, source: TopologySource | str | PathLike[str], **settings: Any) -> FollowingAsyncClient:
         """A client for a cluster that may be resized while it is used: it follows the topology that a source holds.
 
         Each answer brings the epoch of its node, so that a change of the topology is noticed by the next command, and done again if
         need be. During a resize a command goes to the old and the new owner of a key as `kvcluster.phases` says. ``noreply`` is
         taken, and the answers are awaited. A CAS token is good at one node and for one epoch.
 
-        :param source: a `kvcluster.sources.FileSource` or `kvcluster.sources.TableSource`
+        :param source: the path of a file, or a `kvcluster.sources.FileSource` or `kvcluster.sources.TableSource`
         :param settings: as for `Client`, but for nodes, placement and slots, which are the source's
         :raises ConfigurationError: for a source without a topology, or a setting that cannot be used
         :raises SourceUnavailable: where the source cannot be read

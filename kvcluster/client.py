@@ -8,6 +8,7 @@ thousands of times a page.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -74,14 +75,14 @@ class Client(Cluster[Endpoint]):
         return dial(node, self._connect_timeout, self._timeout, self._keepalive, self._tls)
 
     @classmethod
-    def from_topology(cls, source: TopologySource, **settings: Any) -> FollowingClient:
+    def from_topology(cls, source: TopologySource | str | PathLike[str], **settings: Any) -> FollowingClient:
         """A client for a cluster that may be resized while it is used: it follows the topology that a source holds.
 
         Each answer brings the epoch of its node, so that a change of the topology is noticed by the next command, and done again if
         need be. During a resize a command goes to the old and the new owner of a key as `kvcluster.phases` says. ``noreply`` is
         taken, and the answers are awaited. A CAS token is good at one node and for one epoch.
 
-        :param source: a `kvcluster.sources.FileSource` or `kvcluster.sources.TableSource`
+        :param source: the path of a file, or a `kvcluster.sources.FileSource` or `kvcluster.sources.TableSource`
         :param settings: as for `Client`, but for nodes, placement and slots, which are the source's
         :raises ConfigurationError: for a source without a topology, or a setting that cannot be used
         :raises SourceUnavailable: where the source cannot be read

@@ -265,10 +265,11 @@ class FollowingCluster(Cluster[E]):
 
     _planner: FollowingPlanner
 
-    def __init__(self, source: TopologySource, **settings: Any) -> None:
+    def __init__(self, source: TopologySource | str | os.PathLike[str], **settings: Any) -> None:
         from kvcluster.following.follower import Follower  # here, because few programs need it
+        from kvcluster.sources import FileSource
 
-        self._follower = Follower(source)
+        self._follower = Follower(FileSource(source) if isinstance(source, (str, os.PathLike)) else source)
         document = self._follower.document
         super().__init__(document.nodes, document.placement, slots=document.slots, **settings)
         self._follow(document)

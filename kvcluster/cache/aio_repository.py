@@ -86,6 +86,7 @@ class AsyncRepository(RepositoryBase[M]):
 
         :returns: the row as the database has it now, detached
         """
+        self._require_own(instance)
         async with self._writing.begin() as session:
             merged: M = await session.merge(instance)
             await session.flush()
@@ -98,6 +99,7 @@ class AsyncRepository(RepositoryBase[M]):
 
         :returns: whether there was one
         """
+        self.wire(id)  # an id of another type is an error, as when it is read
         async with self._writing.begin() as session:
             instance = await session.get(self.model, id)
             if instance is not None:

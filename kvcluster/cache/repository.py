@@ -124,7 +124,9 @@ class RepositoryBase(Cached, Generic[M]):
     """
 
     def __init__(self, cache: Cache, model: type[M], policy: Policy) -> None:
-        mapper: Mapper[M] = inspect(model)
+        mapper: Mapper[M] | None = inspect(model, raiseerr=False)
+        if not isinstance(mapper, Mapper):
+            raise ConfigurationError(f"model must be a class mapped by SQLAlchemy, not {model!r}")
         if len(mapper.primary_key) != 1:
             raise ConfigurationError(f"{model.__name__} must have a primary key of one column, not {len(mapper.primary_key)}")
         if mapper.polymorphic_on is not None or mapper.inherits is not None:
@@ -167,6 +169,10 @@ class RepositoryBase(Cached, Generic[M]):
         if not isinstance(statement, Select) or statement.column_descriptions[0].get("entity") is not self.model:
             raise ConfigurationError(f"a query must return a Select of {self.model.__name__}, not {statement!r:.100}")
         return statement.with_only_columns(self._identity, maintain_column_froms=True)
+
+    def _require_own(self, instance: object) -> None:
+        if not isinstance(instance, self.model):
+            raise IllegalValue(f"a repository of {self.model.__name__} saves those, not {type(instance).__name__}")
 
     def wire(self, id: Any) -> bytes:
         """The key of a row, as its node stores it.
@@ -292,6 +298,7 @@ class Repository(RepositoryBase[M]):
 
         :returns: the row as the database has it now, detached
         """
+        self._require_own(instance)
         with self._writing.begin() as session:
             merged: M = session.merge(instance)
             session.flush()
@@ -304,6 +311,7 @@ class Repository(RepositoryBase[M]):
 
         :returns: whether there was one
         """
+        self.wire(id)  # an id of another type is an error, as when it is read
         with self._writing.begin() as session:
             instance = session.get(self.model, id)
             if instance is not None:

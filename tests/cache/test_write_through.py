@@ -12,6 +12,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from kvcluster import Cache, Client
 from kvcluster.cache.repository import Repository
+from kvcluster.errors import ConfigurationError, IllegalKey, IllegalValue
 from kvcluster.testing.nodes import RunningNode
 from tests.cache.shop import Everything, Order, User
 
@@ -137,3 +138,19 @@ def test_columns_that_are_deferred_or_expressions(cache: Cache, sessions: Sessio
     with sessions() as session:
         found = session.get_one(Everything, id)
         assert (found.text, found.essay) == ("u", "long")
+
+
+def test_what_is_no_row_of_the_repository_is_not_written(users: Repository[User], sessions: Sessions) -> None:
+    wrong: Any = Order(id=9)
+    with pytest.raises(IllegalValue, match="repository of User saves those, not Order"):
+        users.save(wrong)
+    for id in ("1", wrong):
+        with pytest.raises(IllegalKey, match=r"User\.id must be int"):
+            users.delete(id)
+    with sessions() as session:
+        assert session.get(User, 1) is not None
+
+
+def test_a_class_that_is_not_mapped_has_no_repository(cache: Cache, sessions: Sessions) -> None:
+    with pytest.raises(ConfigurationError, match="must be a class mapped by SQLAlchemy"):
+        cache.repository(int, sessions)
