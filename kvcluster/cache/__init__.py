@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from kvcluster.cache.connected import Connected
@@ -265,6 +265,8 @@ class Cache(Connected):
         """
         from kvcluster.cache.query import query_of, repository_of  # here, because it needs the extra
 
+        if isinstance(watch, Iterator):
+            watch = [*watch]  # it is read here, and by each loader
         rows = repository or repository_of(self, watch)
         return lambda function: query_of(function, rows, self.loader(key, watch=watch, tags=tags, **options))
 

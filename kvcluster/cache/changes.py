@@ -19,7 +19,7 @@ from itertools import product
 from math import prod
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, Column, Connection, Delete, Insert, Table, Update, select, tuple_
+from sqlalchemy import BindParameter, Column, Connection, Delete, Insert, Table, TypeDecorator, Update, select, tuple_
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.orm.state import InstanceState
@@ -63,18 +63,28 @@ def rows_of_instance(
     :param known: what `rows_in_database` found before
     :param modified: the attributes that were to be written; what an expression wrote is not known
     :raises LookupError: where one of them is not known
+    :raises Unknown: where its type may have made something else of it
     """
     attributes = properties(state.mapper, table, columns)
+    by_name = {column.name: column for column in table.columns}
     identity = identity_of(state)
     if identity:
         yield {name: identity[key] if key in identity else (known or {})[name] for name, key in attributes.items()}
     new: dict[str, Any] = {}
     for name, key in attributes.items():
-        if identity and key not in modified and key not in state.committed_state:
+        is_given = not identity or key in modified or key in state.committed_state
+        if is_given and isinstance(by_name[name].type, TypeDecorator):
+            raise Unknown  # which value the database was given
+        if not is_given and not _writes_itself(by_name[name]):
             new[name] = identity[key] if key in identity else (known or {})[name]
         else:
             new[name] = state.dict[key]
     yield new
+
+
+def _writes_itself(column: Column[Any]) -> bool:
+    """Whether an UPDATE may change a column that it does not name."""
+    return any((column.onupdate, column.server_onupdate, column.computed))
 
 
 def rows_in_database(
@@ -157,6 +167,8 @@ def _updated(statement: Any, parameters: Mapping[str, Any], needed: frozenset[st
     table = statement.table
     changed = _named(table, _values_of(statement), parameters)
     changed |= _named(table, {key: value for key, value in parameters.items() if key in table.columns}, parameters)
+    if any(_writes_itself(column) for column in table.columns if column.name in needed and column.name not in changed):
+        raise Unknown
     for fixed in _fixed(statement, parameters):
         yield _plain(fixed, needed)
         yield _plain(fixed | changed, needed)
@@ -189,8 +201,9 @@ def _named(table: Table, values: Mapping[Any, Any], parameters: Mapping[str, Any
     """Values by the names of the columns that they are for."""
     named = {}
     for column, value in values.items():
-        name = column.name if isinstance(column, Column) else table.columns[column].name
-        named[name] = _value(value, parameters)
+        column = column if isinstance(column, Column) else table.columns[column]
+        # what a type may make of a value is no more known than an expression's
+        named[column.name] = column if isinstance(column.type, TypeDecorator) else _value(value, parameters)
     return named
 
 
@@ -216,7 +229,7 @@ def _fixed(statement: Any, parameters: Mapping[str, Any]) -> Iterator[dict[str, 
         column, value = criterion.left, _value(criterion.right, parameters)
         if not isinstance(column, Column) or column.table.name != statement.table.name or isinstance(value, ClauseElement):
             continue
-        if plain_type(column) in _EXACT:
+        if plain_type(column) in _EXACT and not isinstance(column.type, TypeDecorator):
             choices[column.name] = [*value] if criterion.operator is in_op else [value]
     if prod(map(len, choices.values())) > MOST_ROWS:
         raise Unknown

@@ -58,6 +58,6 @@ def in_order(tables: Iterable[Table]) -> list[Table]:
     """Tables after those that they refer to, always in the same order."""
     by_name = sorted(tables, key=lambda table: table.fullname)
     try:
-        return [table for table, _ in sort_tables_and_constraints(by_name) if table is not None]
+        return [table for table, _ in sort_tables_and_constraints(by_name) if table is not None]  # type: ignore[no-untyped-call]
     except NoReferenceError:
         return by_name

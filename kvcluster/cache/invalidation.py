@@ -128,7 +128,7 @@ class Binding:
 
     @property
     def _planner(self) -> Planner:
-        return self._cache.planner_of(self._cache.async_client if self._is_async else self._cache.client)
+        return self._cache.planner
 
     def _changes(self, session: Session) -> Changes:
         changes: Changes = session.info.setdefault(self._slot, Changes())

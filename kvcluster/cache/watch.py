@@ -75,10 +75,14 @@ class Names:
     def invalidation(self, planner: Planner) -> Invalidation:
         """The same as the nodes store them."""
         wires: list[bytes] = []
-        for key in self.keys:
+        stamps: list[bytes] = []
+        for name in self.keys:
             with suppress(IllegalKey):  # which a planner with strict keys could not have stored either
-                wires.append(planner.wire(key))
-        return Invalidation(tuple(wires), tuple(stamp_wire(planner, stamp) for stamp in self.stamps))
+                wires.append(planner.wire(name))
+        for name in self.stamps:
+            with suppress(IllegalKey):
+                stamps.append(stamp_wire(planner, name))
+        return Invalidation(tuple(wires), tuple(stamps))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,29 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Engine, ForeignKey, Integer, MetaData, Table, bindparam, delete, event, insert, select, text, update
+from sqlalchemy import (
+    Column,
+    Computed,
+    Engine,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    bindparam,
+    delete,
+    event,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, sessionmaker
 from sqlalchemy.sql.dml import UpdateBase
 
@@ -19,7 +37,7 @@ from kvcluster.cache.dependants import dependants, in_order, referred
 from kvcluster.cache.keys import Template
 from kvcluster.cache.repository import Repository
 from kvcluster.cache.tables import ColumnName
-from kvcluster.cache.watch import Registry, Watch, Watched, coerced, watch_of
+from kvcluster.cache.watch import Names, Registry, Watch, Watched, coerced, watch_of
 from kvcluster.errors import ConfigurationError, DeleteFailed, IllegalKey
 from kvcluster.testing.nodes import RunningNode
 from tests.cache.blog import Author, Post, Tag, blog_of, emptied, fresh, post_tag
@@ -536,3 +554,61 @@ def test_dependants_of_many_tables_that_refer_to_each_other() -> None:
         keys: list[Column[Any]] = [Column(f"f{j}", ForeignKey(f"t{j}.id", ondelete="CASCADE")) for j in range(i)]
         Table(f"t{i}", metadata, Column("id", Integer, primary_key=True), *keys)
     assert len(dependants(metadata.tables["t0"])) == 39
+
+
+class Lower(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: object) -> str | None:
+        return value and value.lower()
+
+
+class Mail(Odd):
+    __tablename__ = "mail"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    address: Mapped[str] = mapped_column(Lower)
+    editor: Mapped[int] = mapped_column(default=1, onupdate=2)
+    size: Mapped[int | None] = mapped_column(Computed("length(address)"))
+
+
+def test_values_that_the_program_does_not_give(cache: Cache, odd: Sessions) -> None:
+    """A type makes something else of them; an UPDATE writes columns that it does not name."""
+
+    def counted(column: Any) -> Any:
+        def count(value) -> int:  # type: ignore[no-untyped-def]
+            with odd() as session:
+                return session.query(Mail).filter(column == value).count()
+
+        return cache.loader(column.key + ":{value}", watch={column: "value"})(count)
+
+    address, editor, size = map(counted, (Mail.address, Mail.editor, Mail.size))
+
+    def all_counts() -> list[int]:
+        return [address("b"), address("bb"), editor(1), editor(2), size(1), size(2)]
+
+    assert all_counts() == [0, 0, 0, 0, 0, 0]
+    with odd.begin() as session:
+        session.add(Mail(id=1, address="B"))
+    assert all_counts() == [1, 0, 1, 0, 1, 0]
+    with odd.begin() as session:
+        session.get_one(Mail, 1).address = "BB"
+    assert all_counts() == [0, 1, 0, 1, 0, 1]
+    with odd.begin() as session:
+        session.add(Mail(id=2, address="x"))
+    assert all_counts() == [0, 1, 1, 1, 1, 1]
+    with odd.begin() as session:
+        session.execute(update(Mail).where(Mail.editor == 1, Mail.size == 1).values(address="B"))
+    assert all_counts() == [1, 1, 0, 2, 1, 1]
+
+
+def test_a_stamp_that_cannot_be_a_key_hides_no_other(client: Client) -> None:
+    planner = replace(client.planner, strict_keys=True)
+    names = Names(keys={"a": None}, stamps={"tag:" + "x" * 300: None, "tag:b": None})
+    assert len(names.invalidation(planner).stamps) == len(names.invalidation(planner).wires) == 1
+
+
+def test_an_iterator_is_as_good_as_a_list(cache: Cache, authors: Repository[Author], sessions: Sessions) -> None:
+    cache.query("authors:{n}", watch=(model for model in [Author]))(lambda n: select(Author).limit(n))
+    assert "rows:author" in cache.watches.invalidated("author", [{"id": 1}]).stamps

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy import Engine, ForeignKey, create_engine, delete, event, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -383,3 +383,33 @@ def test_loops_that_have_ended_are_forgotten(database: Database) -> None:
     assert not outbox._tasks
     assert not outbox._async_rows
     assert outbox.statistics().left == 3
+
+
+class Region(Base):
+    __tablename__ = "region"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Town(Base):
+    __tablename__ = "town"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    region: Mapped[int] = mapped_column(ForeignKey("region.id", ondelete="CASCADE"))
+
+
+@pytest.mark.parametrize("by_statement", [True, False])
+def test_what_only_the_database_deletes_is_written_too(
+    cache: Cache, sessions: Sessions, engine: Engine, outbox: Outbox, by_statement: bool
+) -> None:
+    cache.bind(sessions)
+    cache.repository(Town, sessions)
+    with sessions.begin() as session:
+        session.add(Region(id=1))
+    seen = Seen(cache, engine)
+    with sessions.begin() as session:
+        if by_statement:
+            session.execute(delete(Region))
+        else:
+            session.delete(session.get_one(Region, 1))
+    assert len(seen.rows[-1]) == 1, "a row of stamps"
