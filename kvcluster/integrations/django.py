@@ -13,7 +13,10 @@ watches. What an instance remembered since it was loaded (``from_db``) may have 
 on the row as it really was would stay.
 
 `transaction.on_commit` keeps what a transaction changed by savepoint, and forgets it with a savepoint that is rolled back. There it
-is registered as robust, and nothing is raised because of the cache: a node that could not be told is told later.
+is registered as robust, before hooks that may raise, and nothing is raised because of the cache: a node that could not be told is
+told later.
+
+Where a program manages transactions by ``set_autocommit(False)``, Django calls hooks when autocommit is on again, after the commit.
 
 No signal tells of ``QuerySet.update``, ``bulk_create``, ``bulk_update`` and SQL: `Binding.changed` is for those, in their
 transaction.
@@ -54,6 +57,7 @@ class Binding:
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._retries = Retries()
+        self._slot = f"kvcluster:{id(self)}"  # in an instance's state, between two signals
         for signal, receiver in (
             (signals.pre_save, self._before),
             (signals.post_save, self._saved),
@@ -78,7 +82,7 @@ class Binding:
     def _before(self, sender: Any, instance: Any, using: str, **rest: Any) -> None:
         """Look at the row as it is."""
         known: dict[str, Any] = {}
-        instance._state.kvcluster = known
+        setattr(instance._state, self._slot, known)
         fields = [field for field in _fields(sender) if self._is_watched(field) and not field.primary_key]
         if not fields or instance.pk is None:
             return
@@ -92,7 +96,7 @@ class Binding:
     def _saved(
         self, sender: Any, instance: Any, created: bool, using: str, update_fields: Collection[str] | None, **rest: Any
     ) -> None:
-        known = instance._state.__dict__.pop("kvcluster", {})
+        known = instance._state.__dict__.pop(self._slot, {})
         written = {
             field.attname: instance.__dict__[field.attname]
             for field in _fields(sender)
@@ -107,7 +111,7 @@ class Binding:
             self._note(table, rows, using)
 
     def _deleted(self, sender: Any, instance: Any, using: str, **rest: Any) -> None:
-        known = instance._state.__dict__.pop("kvcluster", {})
+        known = instance._state.__dict__.pop(self._slot, {})
         for table in self._watched(sender):
             self._note(table, [self._row(sender, table, instance, known)], using)
         for relation in sender._meta.get_fields(include_hidden=True):
@@ -159,7 +163,14 @@ class Binding:
                 if isinstance(registered, _Telling) and registered.binding is self and savepoints == set(connection.savepoint_ids):
                     registered.names.update(names)
                     return
-        transaction.on_commit(_Telling(self, names), using=using, robust=True)
+        telling = _Telling(self, names)
+        if not connection.in_atomic_block and connection.get_autocommit():
+            transaction.on_commit(telling, using=using, robust=True)
+            return
+        hooks = connection.run_on_commit
+        # before a hook that may raise, for those after it are not called
+        first = next((i for i, (*_, robust) in enumerate(hooks) if not robust), len(hooks))
+        hooks.insert(first, (set(connection.savepoint_ids), telling, True))
 
     def tell(self, names: Names) -> None:
         """Tell the nodes, without raising because of the cache."""

@@ -344,3 +344,41 @@ def test_types_and_names(cache: Cache) -> None:
         cache.loader("a:{name}", watch={Post.author: "name"})(wrong)
     with pytest.raises(ConfigurationError, match="not mapped to a column"):
         cache.loader("a:{name}", watch={Post.tags: "name"})(wrong)
+
+
+def test_several_caches_share_no_slot(readers: dict[str, Any], binding: Binding, cache: Cache) -> None:
+    other = bind(cache)
+    try:
+        author = Author.objects.create(name="new")
+        post = Post.objects.create(author=author, title="new")
+        for each in (binding, other):
+            each._before(Post, post, "default")
+        assert len([name for name in vars(post._state) if name.startswith("kvcluster:")]) == 2
+    finally:
+        for signal in (signals.pre_save, signals.post_save, signals.pre_delete, signals.post_delete, signals.m2m_changed):
+            signal.receivers = [each for each in signal.receivers if getattr(each[1], "__self__", None) is not other]
+            signal.sender_receivers_cache.clear() if signal.use_caching else None
+
+
+def test_somebody_elses_hook_that_raises(readers: dict[str, Any], binding: Binding) -> None:
+    said(readers, cached=True)
+
+    def change() -> None:
+        with transaction.atomic():
+            transaction.on_commit(lambda: 1 // 0)
+            Post.objects.create(author_id=1, title=fresh())
+
+    with pytest.raises(ZeroDivisionError):
+        change()
+    assert said(readers, cached=True) == said(readers, cached=False)
+
+
+def test_transactions_without_autocommit(readers: dict[str, Any], binding: Binding) -> None:
+    said(readers, cached=True)
+    connection.set_autocommit(False)
+    try:
+        Post.objects.create(author_id=1, title=fresh())
+        connection.commit()
+    finally:
+        connection.set_autocommit(True)
+    assert said(readers, cached=True) == said(readers, cached=False)
