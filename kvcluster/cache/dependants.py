@@ -49,7 +49,7 @@ def _referred(table: Table, declared: int) -> frozenset[str]:
 
 def _refers(key: ForeignKey, table: Table) -> bool:
     try:
-        return key.column.table is table
+        return key.column.table.key == table.key  # not by identity: statements of mapped classes have annotated copies
     except NoReferenceError:
         return True
 

@@ -402,10 +402,10 @@ class Town(Base):
 def test_what_only_the_database_deletes_is_written_too(
     cache: Cache, sessions: Sessions, engine: Engine, outbox: Outbox, by_statement: bool
 ) -> None:
-    cache.bind(sessions)
-    cache.repository(Town, sessions)
     with sessions.begin() as session:
         session.add(Region(id=1))
+    cache.bind(sessions)
+    cache.repository(Town, sessions)
     seen = Seen(cache, engine)
     with sessions.begin() as session:
         if by_statement:
