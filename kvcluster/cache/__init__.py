@@ -273,6 +273,9 @@ class Cache(Connected):
     def bind(self, session_factory: sessionmaker[Any] | async_sessionmaker[Any]) -> None:
         """Invalidate what the sessions of this factory change, after each commit: the rows of this cache's repositories.
 
+        It is the session's own ``commit()`` that counts: with an engine in AUTOCOMMIT call it too, and where a session was given a
+        connection whose transaction goes on afterwards, invalidate once that is committed.
+
         :raises MissingExtra: without ``kvcluster[sql]``
         """
         from kvcluster.cache.invalidation import bind  # here, because it needs the extra
