@@ -109,12 +109,13 @@ def add(
     rate: Rate = DEFAULTS.rate,
     bytes_rate: BytesRate = DEFAULTS.bytes_rate,
     flush_new: FlushNew = False,
+    longest_ttl: LongestTtl = None,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
     """Add nodes: show the plan, ask, and resize."""
     source = source_of(topology)
-    settings = Settings(rate=rate, bytes_rate=bytes_rate, flush_new=flush_new)
+    settings = Settings(rate=rate, bytes_rate=bytes_rate, flush_new=flush_new, longest_ttl=longest_ttl)
     _change(source, wanted.add(_present(source, topology), nodes, weight), settings, topology, dry_run, yes)
 
 
@@ -124,12 +125,13 @@ def remove(
     topology: Source,
     rate: Rate = DEFAULTS.rate,
     bytes_rate: BytesRate = DEFAULTS.bytes_rate,
+    longest_ttl: LongestTtl = None,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
     """Remove nodes, dead or alive: show the plan, ask, and resize."""
     source = source_of(topology)
-    settings = Settings(rate=rate, bytes_rate=bytes_rate)
+    settings = Settings(rate=rate, bytes_rate=bytes_rate, longest_ttl=longest_ttl)
     _change(source, wanted.remove(_present(source, topology), nodes), settings, topology, dry_run, yes)
 
 
@@ -142,12 +144,13 @@ def replace(
     rate: Rate = DEFAULTS.rate,
     bytes_rate: BytesRate = DEFAULTS.bytes_rate,
     flush_new: FlushNew = False,
+    longest_ttl: LongestTtl = None,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
     """Put another machine in the place of a node, dead or alive: show the plan, ask, and resize."""
     source = source_of(topology)
-    settings = Settings(rate=rate, bytes_rate=bytes_rate, flush_new=flush_new)
+    settings = Settings(rate=rate, bytes_rate=bytes_rate, flush_new=flush_new, longest_ttl=longest_ttl)
     nodes = wanted.exchange(_present(source, topology), node, address, new_id=new_id)
     _change(source, nodes, settings, topology, dry_run, yes)
 
@@ -158,12 +161,13 @@ def reweight(
     topology: Source,
     rate: Rate = DEFAULTS.rate,
     bytes_rate: BytesRate = DEFAULTS.bytes_rate,
+    longest_ttl: LongestTtl = None,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
     """Give nodes another share of the keys: show the plan, ask, and resize."""
     source = source_of(topology)
-    settings = Settings(rate=rate, bytes_rate=bytes_rate)
+    settings = Settings(rate=rate, bytes_rate=bytes_rate, longest_ttl=longest_ttl)
     _change(source, wanted.reweight(_present(source, topology), dict(map(_weighted, nodes))), settings, topology, dry_run, yes)
 
 

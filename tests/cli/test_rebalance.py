@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from kvcluster import Client as KvClient
 from kvcluster import __version__ as version
 from kvcluster.cli import rebalance as commands
 from kvcluster.cli import rebalance_shown as shown
+from kvcluster.cli.rebalance import app as rebalance_app
 from kvcluster.errors import ResizeStopped
 from kvcluster.placement import placement
 from kvcluster.rebalance import Difference, Progress, Rebalance, Report, Sample
@@ -387,3 +389,9 @@ def test_the_picture_on_a_terminal() -> None:
     console.print(shown.picture(Progress(8, "prepare", "copying stamps")))
     assert console.export_text().rstrip() == "prepare: copying stamps"
     console.file.close()
+
+
+@pytest.mark.parametrize("command", ["run", "add", "remove", "replace", "reweight"])
+def test_each_command_takes_the_option_that_its_messages_ask_for(command: str) -> None:
+    (found,) = [one for one in rebalance_app.registered_commands if one.callback is not None and one.callback.__name__ == command]
+    assert "longest_ttl" in inspect.signature(found.callback).parameters  # type: ignore[arg-type]
