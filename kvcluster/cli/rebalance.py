@@ -168,7 +168,10 @@ def reweight(
     """Give nodes another share of the keys: show the plan, ask, and resize."""
     source = source_of(topology)
     settings = Settings(rate=rate, bytes_rate=bytes_rate, longest_ttl=longest_ttl)
-    _change(source, wanted.reweight(_present(source, topology), dict(map(_weighted, nodes))), settings, topology, dry_run, yes)
+    present, weights = _present(source, topology), [*map(_weighted, nodes)]
+    if len({wanted.find(present, name) for name, _ in weights}) < len(weights):
+        raise ConfigurationError(f"a node is named twice: {' '.join(nodes)}")
+    _change(source, wanted.reweight(present, dict(weights)), settings, topology, dry_run, yes)
 
 
 def source_of(text: str) -> TopologySource:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Self
 
-from kvcluster.errors import ResizeRefused
+from kvcluster.errors import ConfigurationError, ResizeRefused
 from kvcluster.rebalance import planning
 from kvcluster.rebalance.change import change
 from kvcluster.rebalance.copying import clear_targets, copy_all, copy_stamps, sweep
@@ -60,6 +60,8 @@ class Rebalance:
         settings: Settings | None = None,
         times: Times | None = None,
     ) -> None:
+        if isinstance(wanted, str):
+            raise ConfigurationError(f"wanted must be a list of nodes, not the text {wanted!r}")
         self.source = source
         self.settings = settings or Settings()
         self.owner = self.settings.owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"

@@ -6,6 +6,7 @@ could stop and be continued.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -47,7 +48,7 @@ class Settings:
     :ivar patience: seconds to try again a node that does not answer or will not dump, and to wait for clients that do not follow
     :ivar journal: a file for the slots that are done; where None, beside the source's own file if it is one
     :ivar owner: what the lock says of who holds it, different for each coordinator; where empty, host, process and a random number
-    :raises ConfigurationError: for a rate or time that is not above 0
+    :raises ConfigurationError: for a number that is none, or out of its bounds
     """
 
     rate: float = 10_000.0
@@ -65,8 +66,20 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("rate", "bytes_rate", "fill", "lease", "timeout"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value > 0:
+            if not _number(value) or not value > 0:
                 raise ConfigurationError(f"{name} must be a number above 0, not {value!r}")
+        if self.fill > 1:
+            raise ConfigurationError(f"fill must be at most 1, not {self.fill!r}")
+        for name in ("patience", "sample", "longest_ttl"):
+            value = getattr(self, name)
+            if not (value is None and name == "longest_ttl") and (not _number(value) or value < 0):
+                raise ConfigurationError(f"{name} must be a number from 0, not {value!r}")
+        if not isinstance(self.owner, str):
+            raise ConfigurationError(f"owner must be str, not {type(self.owner).__name__}")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, slots=True)

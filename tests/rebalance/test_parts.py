@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kvcluster.errors import ConfigurationError, ResizeLocked, ResizeStopped, SourceUnavailable
 from kvcluster.protocol.hot import Reply
+from kvcluster.rebalance import Rebalance
 from kvcluster.rebalance.change import change
 from kvcluster.rebalance.copy import BATCH
 from kvcluster.rebalance.journal import Journal
@@ -338,3 +339,14 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     for name in ("rate", "bytes_rate", "fill", "lease", "timeout"):
         with pytest.raises(ConfigurationError, match=name):
             Settings(**{name: 0})
+    for name, value in [("patience", -1), ("patience", "x"), ("sample", -1), ("longest_ttl", -1), ("fill", 7), ("rate", True)]:
+        with pytest.raises(ConfigurationError, match=name):
+            Settings(**{name: value})  # type: ignore[arg-type]
+    for name, other in [("lease", float("inf")), ("rate", float("nan")), ("owner", 5)]:
+        with pytest.raises(ConfigurationError, match=name):
+            Settings(**{name: other})  # type: ignore[arg-type]
+
+
+def test_a_text_is_no_list_of_nodes(source: FileSource) -> None:
+    with pytest.raises(ConfigurationError, match="list of nodes"):
+        Rebalance(source, "127.0.0.1:1")
