@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from kvcluster.cache.connected import Connected
@@ -24,7 +25,7 @@ from kvcluster.cache.stamps import stamp_wire, table_stamps, tag_stamp
 from kvcluster.cache.watch import Registry, Watched, watch_of
 from kvcluster.client import Client
 from kvcluster.codec import Codec
-from kvcluster.errors import ConfigurationError
+from kvcluster.errors import ConfigurationError, MissingExtra
 from kvcluster.plan import Invalidation, Plan
 
 if TYPE_CHECKING:
@@ -127,6 +128,10 @@ class Cache(Connected):
         :param options: what is to be otherwise than the namespace has it; see `Options`
         :raises ConfigurationError: where template and function do not fit, or where another loader or repository has the same keys
         """
+        if not isinstance(key, str):
+            raise ConfigurationError(
+                f"key must be a template, as in @cache.loader('user:{{id}}'), not {key!r}"
+            )
         policy = self._policy.but(options)
 
         def decorate(function: Callable[..., Any]) -> Any:
@@ -196,9 +201,10 @@ class Cache(Connected):
         :raises MissingExtra: without ``kvcluster[sql]``
         :raises ConfigurationError: for a model that cannot be cached
         """
+        _require_sql("cache.repository")
         from sqlalchemy.orm import sessionmaker
 
-        from kvcluster.cache.repository import Repository, maker_of  # here, because it needs the extra; first, because it says so
+        from kvcluster.cache.repository import Repository, maker_of  # here, because it needs the extra
 
         session_factory = maker_of(session_factory)
         repository: Repository[M] | AsyncRepository[M]
@@ -263,6 +269,7 @@ class Cache(Connected):
         :raises MissingExtra: without ``kvcluster[sql]``
         :raises ConfigurationError: as `loader`, and where it is not known which repository has the rows
         """
+        _require_sql("cache.query")
         from kvcluster.cache.query import query_of, repository_of  # here, because it needs the extra
 
         if isinstance(watch, Iterator):
@@ -278,6 +285,7 @@ class Cache(Connected):
 
         :raises MissingExtra: without ``kvcluster[sql]``
         """
+        _require_sql("cache.bind")
         from kvcluster.cache.invalidation import bind  # here, because it needs the extra
 
         self._bindings.append(bind(self, session_factory))
@@ -465,6 +473,15 @@ class Cache(Connected):
             self._near.clear()
         else:
             self._near.forget(invalidation.wires)
+
+
+def _require_sql(feature: str) -> None:
+    """Say what is missing before an import does, which would not say how to get it.
+
+    :raises MissingExtra: without ``kvcluster[sql]``
+    """
+    if find_spec("sqlalchemy") is None:
+        raise MissingExtra("sql", feature)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kvcluster import Cache, Client
-from kvcluster.errors import CallerError, ConfigurationError, DeleteFailed, IllegalKey, IllegalValue
+from kvcluster.errors import CallerError, ConfigurationError, DeleteFailed, IllegalKey, IllegalValue, MissingExtra
 from kvcluster.testing.nodes import RunningNode
 from tests.cache.patience import until
 from tests.client.cluster import ask
@@ -464,3 +464,24 @@ def test_a_source_that_has_become_slow_is_not_overtaken_again_and_again(cache: C
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(load, [99] * 16)) == {99}
     assert len(loads) <= 8  # at 0.05 s each there would be 30
+
+
+def test_a_decorator_without_its_template_is_refused_at_once(cache: Cache) -> None:
+    decorator: Any = cache.loader
+    with pytest.raises(ConfigurationError, match=r"as in @cache\.loader"):
+
+        @decorator
+        def load(n: int) -> int:
+            return n
+
+
+@pytest.mark.parametrize("feature", ["repository", "bind", "query"])
+def test_a_missing_extra_is_named(cache: Cache, feature: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvcluster.cache.find_spec", lambda name: None)
+    calls: dict[str, Callable[[], object]] = {
+        "repository": lambda: cache.repository(int, None),  # type: ignore[call-overload]
+        "bind": lambda: cache.bind(None),  # type: ignore[arg-type]
+        "query": lambda: cache.query("q", watch=[]),
+    }
+    with pytest.raises(MissingExtra, match=rf"cache\.{feature} needs .*kvcluster\[sql\]"):
+        calls[feature]()
