@@ -129,9 +129,7 @@ class Cache(Connected):
         :raises ConfigurationError: where template and function do not fit, or where another loader or repository has the same keys
         """
         if not isinstance(key, str):
-            raise ConfigurationError(
-                f"key must be a template, as in @cache.loader('user:{{id}}'), not {key!r}"
-            )
+            raise ConfigurationError(f"key must be a template, as in @cache.loader('user:{{id}}'), not {key!r}")
         policy = self._policy.but(options)
 
         def decorate(function: Callable[..., Any]) -> Any:
