@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from kvcluster.errors import ConfigurationError, ResizeLocked, ResizeRefused, ResizeStopped
 from kvcluster.rebalance import Progress, Rebalance, Settings
 from kvcluster.sources import Sighting
+from kvcluster.testing.nodes import RunningNode, find_memcached, start_node
 from kvcluster.testing.proxy import FaultProxy
 from kvcluster.topology import Node
 from tests.client.cluster import ask
@@ -155,10 +157,20 @@ def test_a_node_that_gets_a_later_epoch_from_elsewhere_stops_the_resize(town: Ma
     assert place.held() == values
 
 
+@contextmanager
+def fresh_node() -> Iterator[RunningNode]:
+    """A node that was never used: what was flushed is an item until somebody looks for it."""
+    node = start_node("binary" if find_memcached() else "embedded")
+    try:
+        yield node
+    finally:
+        node.stop()
+
+
 def test_an_empty_new_node_that_cannot_dump_is_empty(town: Make) -> None:
-    place = town(1, 2)
+    place = town(1, 1)
     values = place.fill(COUNT)
-    with FaultProxy(place.nodes[1].address) as proxy:
+    with fresh_node() as new, FaultProxy(new.address) as proxy:
         proxy.replies.garble = lambda piece: b"ERROR\r\n" if piece.startswith((b"key=", b"END\r\n")) else piece
         assert place.run([place.nodes[0].address, proxy.address]).finished
         proxy.replies.garble = lambda piece: piece
