@@ -62,12 +62,6 @@ class Names:
         self.keys.clear()
         self.stamps.clear()
 
-    def without(self, other: Names) -> Names:
-        """These names but for others."""
-        rest = Names(dict(self.keys), dict(self.stamps))
-        rest.remove(other)
-        return rest
-
     def forget_rows(self, table: str) -> None:
         """Any row of a table may have changed."""
         self.stamps.update(dict.fromkeys(unknown_rows(table)))

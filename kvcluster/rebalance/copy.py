@@ -23,13 +23,13 @@ from typing import Final, Literal, TypeAlias
 from kvcluster import phases
 from kvcluster.following.epochs import EPOCH_KEY
 from kvcluster.phases import Seen
+from kvcluster.planner import expiry
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Reply
 from kvcluster.protocol.requests import BinaryKey, Commands
 
 RESERVED: Final = 10  # seconds that a reservation lasts where nobody fills or removes it
 BATCH: Final = 100  # keys whose commands travel together
-_RELATIVE_MAX: Final = 30 * 86400  # above this memcached takes a ttl for a point in time
 
 Outcome: TypeAlias = Literal["stored", "newer", "gone", "stale", "filling", "expired", "refused"]
 """What became of a key: ``stored`` at its new owner; skipped because the new owner has something ``newer``, because it is ``gone``
@@ -92,17 +92,6 @@ def fill(wire: bytes, cas: int, reply: Reply, now: float, options: bytes = b"") 
     if type(wire) is not bytes:
         return requests.meta_set(wire, data, b"C%d T%d F%d%b" % (cas, expiry(reply.ttl, now), reply.flags, options))
     return b"ms %b %d C%d T%d F%d%b\r\n%b\r\n" % (wire, len(data), cas, expiry(reply.ttl, now), reply.flags, options, data)
-
-
-def expiry(ttl: int, now: float) -> int:
-    """What memcached is told for a remaining ttl: 0 for none (-1), and a point in time above 30 days.
-
-    >>> expiry(-1, 1.7e9), expiry(60, 1.7e9), expiry(31 * 86400, 1.7e9)
-    (0, 60, 1702678400)
-    """
-    if ttl < 0:
-        return 0
-    return ttl if ttl <= _RELATIVE_MAX else int(now) + ttl
 
 
 def give_up(wire: bytes, cas: int, options: bytes = b"") -> bytes:

@@ -33,6 +33,7 @@ import kvcluster.client
 from kvcluster import Cache, Client, phases
 from kvcluster.errors import KvclusterError, NodeError, OutcomeUnknown, ResizeLocked
 from kvcluster.following.copying import copy_command, seen
+from kvcluster.planner import expiry
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Reply
 from kvcluster.protocol.requests import Commands
@@ -366,7 +367,7 @@ class AddBatch(copy.Batch):
 
     def fill(self, now: float) -> tuple[Commands, Commands]:
         adds = [
-            requests.meta_set(wire, reply.value, b"ME T%d F%d O%b" % (copy.expiry(reply.ttl, now), reply.flags, self._token))
+            requests.meta_set(wire, reply.value, b"ME T%d F%d O%b" % (expiry(reply.ttl, now), reply.flags, self._token))
             for wire, reply in zip(self.wires, self._read.replies, strict=True)
             if reply.value is not None and reply.ttl
         ]

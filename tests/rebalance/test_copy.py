@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from kvcluster.errors import OutcomeUnknown
+from kvcluster.planner import expiry
 from kvcluster.protocol.hot import Reply
 from kvcluster.protocol.requests import BinaryKey, Commands
-from kvcluster.rebalance.copy import Batch, confirmed, expiry, fill, give_up, read, rearm, reserve, reserved, verdict
+from kvcluster.rebalance.copy import Batch, confirmed, fill, give_up, read, rearm, reserve, reserved, verdict
 from kvcluster.rebalance.lanes import Lane, figures
 from kvcluster.rebalance.moves import Work
 from kvcluster.rebalance.pipeline import copied
