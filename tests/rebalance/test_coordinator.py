@@ -301,22 +301,24 @@ def test_who_is_thought_dead_and_is_not_stops(town: Make) -> None:
 
 @pytest.mark.parametrize("phase", ["migrate", "new"])
 def test_who_lost_the_lock_without_knowing_copies_nothing_any_more(town: Make, phase: str) -> None:
-    place = town(2, 3)
+    place = town(2, 2)
     values = place.fill(COUNT)
-    addresses = [node.address for node in place.nodes]
     overtaken: list[int] = []
 
-    def overtake(state: Progress) -> None:
-        if state.doing == "copying" and not overtaken:
-            document = place.source.read()
-            assert place.source.replace(document.epoch, document.step(owner="other", phase=phase))
-            for address in addresses:
-                ask(address, b"ms __kvc:epoch 1\r\n%d\r\n" % (document.epoch + 1))
-            overtaken.append(document.epoch)
+    with fresh_node() as new:
+        addresses = [*(node.address for node in place.nodes), new.address]
 
-    with pytest.raises(ResizeStopped, match="other has taken over"):
-        place.run(addresses, overtake, lease=3600.0)
-    held = int(ask(addresses[2], b"stats\r\n").split(b"STAT curr_items ")[1].split()[0])
+        def overtake(state: Progress) -> None:
+            if state.doing == "copying" and not overtaken:
+                document = place.source.read()
+                assert place.source.replace(document.epoch, document.step(owner="other", phase=phase))
+                for address in addresses:
+                    ask(address, b"ms __kvc:epoch 1\r\n%d\r\n" % (document.epoch + 1))
+                overtaken.append(document.epoch)
+
+        with pytest.raises(ResizeStopped, match="other has taken over"):
+            place.run(addresses, overtake, lease=3600.0)
+        held = int(ask(new.address, b"stats\r\n").split(b"STAT curr_items ")[1].split()[0])
     assert held < 500 < len(values)
 
 
