@@ -19,7 +19,7 @@ help: ## show this list
 
 test: lint memcached databases ## lint, types, import floors, all tests, then those with compiled twins again in pure Python
 	$(PYTEST)
-	KVCLUSTER_PURE=1 $(PYTEST) $(wildcard tests/protocol tests/placement tests/client)
+	KVCLUSTER_PURE=1 $(PYTEST) $(wildcard tests/protocol tests/placement tests/transport tests/client)
 
 lint: $(VENV)/dev ## ruff, mypy --strict, import floors
 	$(BIN)/ruff check

@@ -119,9 +119,8 @@ class Planner:
 
     def get_many(self, keys: Iterable[Key], tokens: bool = False) -> Plan[dict[Any, Any]]:
         """The values found, by key; with ``tokens`` as pairs of value and CAS number."""
-        values: dict[Any, Any] = {}
         decode = self.codec.decode
-        fetches, lookups = reads(several(keys), self.prefix, self.unusual, self.placement, decode, values, tokens)
+        fetches, lookups, values = reads(several(keys), self.prefix, self.unusual, self.placement, decode, tokens)
         if not fetches and lookups:
             return self.look_up(lookups, values, tokens)
         return ReadMany(self.namespace, self.look_up, fetches, lookups, values, tokens)

@@ -55,9 +55,11 @@ def fill_slots(seeds, weights, Py_ssize_t slots):
     return bytes(packed)
 
 
-def slot_owners(keys, tuple table not None, int shift):
+def slot_owners(keys, table not None, int shift):
     """The owner of each key's slot; see `kvcluster.placement._pure.slot_owners`."""
     cdef list owners = []
+    cdef bytes narrow = table if type(table) is bytes else None
+    cdef tuple wide = None if narrow is not None else table
     cdef Py_ssize_t slots = len(table)
     cdef uint32_t slot
     if not 0 <= shift < 32:
@@ -68,5 +70,8 @@ def slot_owners(keys, tuple table not None, int shift):
         slot = murmur3(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)) >> shift
         if slot >= slots:
             raise IndexError(f"slot {slot} of {slots}")
-        owners.append(table[slot])
+        if wide is None:
+            owners.append(<uint8_t>PyBytes_AS_STRING(narrow)[slot])
+        else:
+            owners.append(wide[slot])
     return owners

@@ -39,7 +39,7 @@ def fill_slots(seeds: Sequence[int], weights: Sequence[int], slots: int) -> byte
     return _pack(owners, slots, width=1 if len(seeds) <= 256 else 2)
 
 
-def slot_owners(keys: Iterable[bytes], table: tuple[int, ...], shift: int) -> list[int]:
+def slot_owners(keys: Iterable[bytes], table: bytes | tuple[int, ...], shift: int) -> list[int]:
     """The owner of each key's slot: what ``table`` says for the top bits of its murmur3 hash.
 
     :param shift: by how many bits the hash is shifted right, 0 to 31

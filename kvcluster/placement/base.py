@@ -53,7 +53,7 @@ class Placement(ABC):
     def indexes(self, keys: Iterable[bytes]) -> list[int]:
         """`index` of each key, in order; faster than one call per key."""
 
-    def hash_table(self) -> tuple[tuple[int, ...], int] | None:
+    def hash_table(self) -> tuple[bytes | tuple[int, ...], int] | None:
         """A table and a shift such that ``index(key)`` is ``table[murmur3(key) >> shift]``, for compiled code to do the same.
 
         None where the scheme has no such table.

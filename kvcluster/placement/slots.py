@@ -68,9 +68,13 @@ def moved_slots(before: Sequence[str], after: Sequence[str]) -> float:
 
 
 @lru_cache(maxsize=16)
-def slot_table(seeds: tuple[int, ...], weights: tuple[int, ...], slots: int) -> tuple[int, ...]:
-    """The owner of each slot; one table for all clients of a process that have the same nodes."""
-    return unpack(owner_format(len(seeds), slots), fill_slots(list(seeds), list(weights), slots))
+def slot_table(seeds: tuple[int, ...], weights: tuple[int, ...], slots: int) -> bytes | tuple[int, ...]:
+    """The owner of each slot; one table for all clients of a process that have the same nodes.
+
+    It is looked at in random places, so it is kept in as few cache lines as can be: a byte each where one is enough.
+    """
+    packed = fill_slots(list(seeds), list(weights), slots)
+    return packed if len(packed) == slots else unpack(owner_format(len(seeds), slots), packed)
 
 
 class Slots(Placement):
@@ -91,7 +95,7 @@ class Slots(Placement):
         self.slots = slots
         self._seeds = seeds_of([node.id for node in self.nodes])
         self._shift = shift_for(slots)
-        self._table: tuple[int, ...] = ()
+        self._table: bytes | tuple[int, ...] = ()
 
     def index(self, key: bytes) -> int:
         return (self._table or self.table)[hash32(key) >> self._shift]
@@ -99,12 +103,12 @@ class Slots(Placement):
     def indexes(self, keys: Iterable[bytes]) -> list[int]:
         return slot_owners(keys, self._table or self.table, self._shift)
 
-    def hash_table(self) -> tuple[tuple[int, ...], int] | None:
+    def hash_table(self) -> tuple[bytes | tuple[int, ...], int] | None:
         return self._table or self.table, self._shift
 
     @property
-    def table(self) -> tuple[int, ...]:
-        """The owner of each slot, as an index into ``.nodes``."""
+    def table(self) -> bytes | tuple[int, ...]:
+        """The owner of each slot, as an index into ``.nodes``; bytes for up to 256 nodes."""
         if not self._table:
             # Two threads may both fill it: the tables are equal, and the assignment is atomic.
             self._table = slot_table(tuple(self._seeds), tuple([node.weight for node in self.nodes]), self.slots)

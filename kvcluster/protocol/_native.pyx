@@ -24,10 +24,9 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
 from cpython.unicode cimport PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memmove
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from kvcluster.placement.murmur3 cimport murmur3
 from kvcluster.protocol._pure import Malformed
@@ -38,6 +37,9 @@ cdef extern from "Python.h":
     object PySequence_Fast(object sequence, const char *message)
     Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
     PyObject *PySequence_Fast_GET_ITEM(object sequence, Py_ssize_t index)
+
+cdef extern from *:
+    dict presized "__Pyx_PyDict_NewPresized" (Py_ssize_t size)  # Cython's own name for what CPython offers, if it does
 
 cdef extern from "sys/socket.h" nogil:
     ssize_t recv(int fd, void *buffer, size_t size, int flags)
@@ -63,17 +65,17 @@ cdef inline bint legal(unsigned char byte) noexcept nogil:
 cdef inline bint all_legal(const char *at, Py_ssize_t size) noexcept nogil:
     cdef const char *stop = at + size
     cdef uint64_t eight, seven
-    while stop - at >= 8:
+    while at < stop:
         # A byte from which the subtraction borrows, and whose own top bit is clear, was below 0x21; one that was 0x7f is 0 in `seven`.
-        memcpy(&eight, at, 8)
+        if stop - at >= 8:
+            memcpy(&eight, at, 8)
+        else:
+            eight = 0x2121212121212121ULL
+            memcpy(&eight, at, stop - at)
         seven = eight ^ 0x7F7F7F7F7F7F7F7FULL
         if ((eight - 0x2121212121212121ULL) & ~eight | (seven - 0x0101010101010101ULL) & ~seven) & 0x8080808080808080ULL:
             return False
         at += 8
-    while at < stop:
-        if not legal(<unsigned char>at[0]):
-            return False
-        at += 1
     return True
 
 
@@ -233,13 +235,6 @@ cdef inline bytes word_of(bint tokens):
 cdef class Fetch:
     """A classic read of plain keys at one node, and what it brought; see `kvcluster.protocol._pure.Fetch`."""
 
-    cdef readonly bytes payload
-    cdef readonly object names, decode  # names are a list or a tuple at any time
-    cdef readonly dict values
-    cdef readonly bint tokens
-    cdef public Py_ssize_t found, undecodable
-    cdef public object doubtful, refusal, failure
-
     count = 1
     owed = 0
     deletes = ()
@@ -265,7 +260,7 @@ cdef class Fetch:
         self.found = self.undecodable = 0
         self.doubtful = self.refusal = self.failure = None
 
-    def settle(self, counters):
+    cpdef settle(self, counters):
         """Count what came; doubtful keys are counted when they are asked again."""
         cdef Py_ssize_t missed = PySequence_Fast_GET_SIZE(self.names) - self.found
         if self.doubtful is not None:
@@ -309,24 +304,6 @@ def send_all(int fd, bytes payload not None):
 cdef class Reader:
     """Reads the replies that one connection receives; see `kvcluster.protocol._pure.Reader`."""
 
-    # What is asked: a classic read, or the list that `count` replies go to.
-    cdef Fetch fetch
-    cdef list replies
-    cdef Py_ssize_t count
-    cdef Py_ssize_t cursor  # the position of the next key that a Fetch may be answered with, and where it is in its payload
-    cdef const char *cursor_at
-
-    # What has arrived and is not yet understood: memory[start:end].
-    cdef bytes memory
-    cdef Py_ssize_t start, end
-
-    # The data of a value larger than that, whose line stays there: large[:large_end] of large_size, line end included.
-    cdef bytes large
-    cdef Py_ssize_t large_end, large_size
-
-    cdef Py_ssize_t lent  # how many bytes the last view has room for
-    cdef readonly bint complete  # whether the last `receive` brought the last reply
-
     def __cinit__(self):
         self.memory = b""
 
@@ -350,12 +327,6 @@ cdef class Reader:
         """Where to receive into; the view is good for one call of `received`."""
         self.make_room()
         return PyMemoryView_FromObject(self)
-
-    def exchange(self, int fd, request):
-        """Send a request's payload, and receive once; see `_pure.Reader.exchange`."""
-        send_bytes(fd, request.payload)
-        self.begin(request)
-        return self.receive(fd)
 
     cpdef Py_ssize_t receive(self, int fd) except -1:
         """Receive once; see `_pure.Reader.receive`."""
@@ -641,37 +612,6 @@ cdef class Reader:
         return len(self.replies) == self.count
 
 
-cdef inline double now() noexcept nogil:
-    cdef timespec time
-    clock_gettime(CLOCK_MONOTONIC, &time)
-    return time.tv_sec + 1e-9 * time.tv_nsec
-
-
-def scatter(list flights not None, double patience):
-    """Send each request, then receive once from each; see `kvcluster.protocol._pure.scatter`."""
-    cdef list outcomes = [None] * len(flights)
-    cdef Reader reader
-    cdef Py_ssize_t i
-    cdef double end
-    for i in range(len(flights)):
-        reader, fd, request = <tuple?>flights[i]
-        try:
-            send_bytes(fd, request.payload)
-        except OSError as error:
-            outcomes[i] = error
-        reader.begin(request)
-    end = now() + patience
-    for i in range(len(flights)):
-        if outcomes[i] is not None or now() > end:
-            continue
-        reader, fd, _ = <tuple?>flights[i]
-        try:
-            outcomes[i] = reader.receive(fd)
-        except (OSError, Malformed) as error:
-            outcomes[i] = error
-    return outcomes
-
-
 cdef const char *plain_text(object key, bytes prefix, Py_ssize_t *size) except? NULL:
     """The bytes of a key that can travel as it is after a legal prefix, else NULL."""
     cdef const char *text
@@ -732,14 +672,7 @@ cdef struct Line:
     PyObject *names
 
 
-cdef Py_ssize_t checked(object owner, Py_ssize_t owners) except -1:
-    cdef Py_ssize_t index = owner
-    if not 0 <= index < owners:
-        raise IndexError(f"owner {index} of {owners}")
-    return index
-
-
-def reads(list names not None, bytes prefix not None, unusual, placement, decode, dict values not None, bint tokens):
+def reads(list names not None, bytes prefix not None, unusual, placement, decode, bint tokens):
     """What reads many keys; see `kvcluster.protocol._pure.reads`."""
     cdef tuple addresses = placement.addresses
     cdef Py_ssize_t keys = len(names), owners = len(addresses)
@@ -747,11 +680,12 @@ def reads(list names not None, bytes prefix not None, unusual, placement, decode
     cdef Line *lines = <Line *>calloc(owners + 1, sizeof(Line))
     cdef list kept
     cdef dict others = {}
+    cdef dict values = presized(keys)  # as most keys are found, it would grow again and again
     try:
         if parts == NULL or lines == NULL:
             raise MemoryError()
         kept = find_owners(names, prefix, unusual, placement, parts, owners, others)
-        return make_lines(names, prefix, addresses, decode, values, tokens, parts, lines), others
+        return make_lines(names, prefix, addresses, decode, values, tokens, parts, lines), others, values
     finally:
         free(parts)
         free(lines)
@@ -764,11 +698,13 @@ cdef list find_owners(list names, bytes prefix, unusual, placement, Part *parts,
     cdef Py_ssize_t before = PyBytes_GET_SIZE(prefix), i
     cdef bint usable = before < MAX_KEY and all_legal(head, before)
     cdef uint8_t[MAX_KEY] joined
-    cdef tuple table = None
+    cdef tuple wide = None
+    cdef const uint8_t *narrow = NULL
+    cdef Py_ssize_t slots = 0
     cdef int shift = 0
     cdef list found = None
     cdef Part *part
-    cdef Py_ssize_t slot
+    cdef uint32_t slot
     hashed = placement.hash_table()
     if hashed is None:
         kept = plain_keys(names, prefix, unusual)
@@ -779,6 +715,11 @@ cdef list find_owners(list names, bytes prefix, unusual, placement, Part *parts,
         table, shift = hashed
         if not 0 <= shift < 32:
             raise ValueError(f"a 32-bit hash cannot be shifted by {shift}")
+        if PyBytes_CheckExact(table):
+            narrow = <const uint8_t *>PyBytes_AS_STRING(table)
+        else:
+            wide = table
+        slots = len(table)
         memcpy(joined, head, before if usable else 0)
     for i in range(len(names)):
         part = &parts[i]
@@ -792,16 +733,19 @@ cdef list find_owners(list names, bytes prefix, unusual, placement, Part *parts,
                     slot = murmur3(joined, before + part.size) >> shift
                 else:
                     slot = murmur3(<const uint8_t *>part.text, part.size) >> shift
-                if slot >= len(table):
-                    raise IndexError(f"slot {slot} of {len(table)}")
-                part.owner = checked(table[slot], owners)
+                if slot >= slots:
+                    raise IndexError(f"slot {slot} of {slots}")
+                part.owner = narrow[slot] if narrow != NULL else <Py_ssize_t>wide[slot]
+                if not 0 <= part.owner < owners:
+                    raise IndexError(f"owner {part.owner} of {owners}")
                 continue
             wire = unusual(names[i])
             kept.append(wire)
-            owner = placement.index(wire)
+            part.owner = placement.index(wire)
         else:
-            wire, owner = kept[i], found[i]
-        part.owner = checked(owner, owners)
+            wire, part.owner = kept[i], found[i]
+        if not 0 <= part.owner < owners:
+            raise IndexError(f"owner {part.owner} of {owners}")
         if PyBytes_CheckExact(wire):
             part.text = PyBytes_AS_STRING(wire)
             part.size = PyBytes_GET_SIZE(wire)

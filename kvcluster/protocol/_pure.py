@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from kvcluster.placement.base import Placement
-    from kvcluster.protocol.requests import Commands, Request
+    from kvcluster.protocol.requests import Commands
     from kvcluster.stats.counters import Counters
 
 BUFFER_SIZE: Final = 65536
@@ -190,22 +189,23 @@ def reads(
     unusual: Callable[[str | bytes], bytes],
     placement: Placement,
     decode: Callable[[bytes, int], object],
-    values: dict[Any, Any],
     tokens: bool,
-) -> tuple[dict[str, Fetch], dict[str, tuple[list[bytes], list[Any]]]]:
-    """What reads many keys: a `Fetch` of each node's plain keys by its address, and the other keys as `group` would have them.
+) -> tuple[dict[str, Fetch], dict[str, tuple[list[bytes], list[Any]]], dict[Any, Any]]:
+    """What reads many keys: a `Fetch` of each node's plain keys by its address, the other keys as `group` would have them, and what
+    the values are filed in.
 
     ``prefix`` and ``unusual`` are `plain_keys`'s, the other arguments are those of `Fetch`.
     """
     plain: dict[str, tuple[list[bytes], list[Any]]] = {}
     others: dict[str, tuple[list[bytes], list[Any]]] = {}
+    values: dict[Any, Any] = {}
     wires = plain_keys(names, prefix, unusual)
     for wire, name, owner in zip(wires, names, placement.indexes(wires), strict=True):
         groups = plain if type(wire) is bytes else others
         its_wires, its_names = groups.setdefault(placement.addresses[owner], ([], []))
         its_wires.append(wire)
         its_names.append(name)
-    return {address: Fetch(*pair, decode, values, tokens) for address, pair in plain.items()}, others
+    return {address: Fetch(*pair, decode, values, tokens) for address, pair in plain.items()}, others, values
 
 
 def set_lines(
@@ -235,32 +235,6 @@ def send_all(fd: int, payload: bytes) -> None:
     sent = os.write(fd, payload)
     while sent < len(payload):
         sent += os.write(fd, memoryview(payload)[sent:])
-
-
-def scatter(flights: list[tuple[Reader, int, Request]], patience: float) -> list[int | Exception | None]:
-    """Send each request over its blocking socket, `Reader.begin` it, then `Reader.receive` once from each socket in turn.
-
-    The outcome of each: what `receive` returned, or the OSError or `Malformed` of its node, which does not keep the others from
-    their part. Where ``patience`` seconds have passed since the last request was sent, nothing more is received: None.
-    """
-    outcomes: list[int | Exception | None] = []
-    for reader, fd, request in flights:
-        failure = None
-        try:
-            send_all(fd, request.payload)
-        except OSError as error:
-            failure = error
-        reader.begin(request)
-        outcomes.append(failure)
-    end = time.monotonic() + patience
-    for at, (reader, fd, _) in enumerate(flights):
-        if outcomes[at] is not None or time.monotonic() > end:
-            continue
-        try:
-            outcomes[at] = reader.receive(fd)
-        except (OSError, Malformed) as error:
-            outcomes[at] = error
-    return outcomes
 
 
 class Reader:
@@ -311,16 +285,6 @@ class Reader:
         if not self._pending:
             self._lent = None
         return True
-
-    def exchange(self, fd: int, request: Request) -> int:
-        """Send a request over a blocking socket, `begin` to read its replies, and `receive` once.
-
-        :raises Malformed: as `receive` does
-        :raises OSError: as the socket does; BlockingIOError where the kernel's timeout passes
-        """
-        send_all(fd, request.payload)
-        self.begin(request)
-        return self.receive(fd)
 
     def receive(self, fd: int) -> int:
         """Receive once from a blocking socket, and take in what came: the number of bytes, 0 at the end. `complete` says the rest.

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         plain_key,
         plain_keys,
         reads,
-        scatter,
         send_all,
         set_lines,
     )
@@ -38,14 +37,13 @@ else:
             plain_key,
             plain_keys,
             reads,
-            scatter,
             send_all,
             set_lines,
         )
 
         COMPILED = True
     except ImportError:
-        from kvcluster.protocol._pure import Fetch, Reader, Reply, group, plain_key, plain_keys, reads, scatter, send_all, set_lines
+        from kvcluster.protocol._pure import Fetch, Reader, Reply, group, plain_key, plain_keys, reads, send_all, set_lines
 
         COMPILED = False
 
@@ -59,7 +57,6 @@ __all__ = [
     "plain_key",
     "plain_keys",
     "reads",
-    "scatter",
     "send_all",
     "set_lines",
 ]

@@ -6,8 +6,6 @@ is checked after each receive that did not bring the end.
 
 A connection has one user at a time. Whatever interrupts an exchange leaves replies behind that would answer the next question, so a
 connection is used again only if its exchange completed.
-
-Where the kernel keeps the time, sending and receiving are left to the reader, which does both at once in its compiled form.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from kvcluster.protocol.hot import Malformed, Reader, send_all
 from kvcluster.protocol.requests import Commands, Deletes, Request
 from kvcluster.stats.counters import Counters
 from kvcluster.topology import Node
+from kvcluster.transport.hot import ConnectionFields
 from kvcluster.transport.state import warn_undecodable
 
 SLOWEST: Final = 10 << 20  # bytes per second; a node that moves so many is not late, however large the values
@@ -46,7 +45,7 @@ class Stream(Protocol):
         """Close it."""
 
 
-class Connection:
+class Connection(ConnectionFields):
     """A stream to a node, with its reader and its counters.
 
     :param address: the node's, for errors
@@ -54,7 +53,7 @@ class Connection:
     :param opened: when the stream was opened, by ``time.monotonic()``
     """
 
-    __slots__ = ("address", "counters", "expired", "fd", "idle_since", "opened", "owed", "reader", "stream", "timeout", "used")
+    __slots__ = ("address", "opened", "stream")
 
     def __init__(self, stream: Stream, address: str, timeout: float, opened: float) -> None:
         self.stream = stream
@@ -63,7 +62,7 @@ class Connection:
         self.timeout = timeout
         self.opened = opened
         self.reader = Reader()
-        self.counters: dict[str, Counters] = {}  # by namespace
+        self.counters = {}  # by namespace
         self.owed = 0  # no-op replies still to come, from requests that nobody waited for
         self.used = False  # whether an exchange completed on it
         self.expired = False  # whether to close it when it is given back
@@ -76,22 +75,8 @@ class Connection:
         :raises BadReply: where what it sends is no reply
         :raises CommandRefused: where it refuses a delete
         """
-        if not self.direct(request):
-            self.send(request)
-            self.conclude(request, namespace, None)
-            return
-        try:
-            received = self.reader.exchange(self.fd, request)
-        except (OSError, Malformed) as error:
-            raise self._failure(error) from None
-        if self.reader.complete:
-            self.complete(request, namespace, received)
-        else:
-            self.conclude(request, namespace, received)
-
-    def direct(self, request: Request) -> bool:
-        """Whether an exchange may be left to the reader: the kernel keeps the time, an answer comes, and no earlier one is owed."""
-        return self.fd >= 0 and not self.owed and request.count > 0
+        self.send(request)
+        self.conclude(request, namespace, None)
 
     def conclude(self, request: Request, namespace: str, outcome: int | Exception | None, deadline: float | None = None) -> int:
         """The rest of an exchange whose request was sent; the number of bytes that its replies took.

@@ -15,14 +15,15 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from kvcluster.errors import BadReply, KvclusterError, NetworkError, NodeTimeout, NodeUnreachable
 from kvcluster.plan import Plan
-from kvcluster.protocol.hot import Malformed, scatter
+from kvcluster.protocol.hot import Malformed
 from kvcluster.protocol.requests import Request
 from kvcluster.transport.connection import SLOWEST, Connection, blocking_timeout, pending
+from kvcluster.transport.hot import fast_scatter
 from kvcluster.transport.pool import Endpoint
 
 _NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -82,6 +83,11 @@ class _Scatter:
     def run(self) -> None:
         """Fill the requests with their replies; leave what failed in ``failures``, and what is to be repeated in ``again``."""
         try:
+            left = fast_scatter(self.endpoints, self.requests, self.namespace, self.held, self.deadline - time.monotonic())
+            if left is not None:
+                for address, outcome in left.items():
+                    self.conclude(self.held[address], self.requests[address], outcome)
+                return
             self.acquire()
             if all(len(self.requests[address].payload) <= SMALL for address in self.held):
                 self.gather()
@@ -93,7 +99,7 @@ class _Scatter:
 
     def acquire(self) -> None:
         """Take a connection to each node."""
-        for address in sorted(self.requests):
+        for address in sorted(self.requests.keys() - self.held):
             try:
                 if time.monotonic() > self.deadline:
                     raise NetworkError(address, "not asked, because other nodes used up the time")
@@ -105,13 +111,7 @@ class _Scatter:
     def gather(self) -> None:
         """Write all requests, then read all replies."""
         held = [(connection, self.requests[address]) for address, connection in self.held.items()]
-        flights = [(connection.reader, connection.fd, request) for connection, request in held if connection.direct(request)]
-        outcomes: Sequence[int | Exception | None]
-        if held and len(flights) == len(held):
-            # As long as no receive could end after the deadline, the kernel's timeouts are enough.
-            outcomes = scatter(flights, self.deadline - time.monotonic() - held[0][0].timeout)
-        else:
-            outcomes = [_sent(connection, request) for connection, request in held]
+        outcomes = [_sent(connection, request) for connection, request in held]
         for (connection, request), outcome in zip(held, outcomes, strict=True):
             self.conclude(connection, request, outcome)
 

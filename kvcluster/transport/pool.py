@@ -23,6 +23,7 @@ from kvcluster.protocol.requests import Deletes, Request
 from kvcluster.stats.counters import Counters
 from kvcluster.topology import Node
 from kvcluster.transport.connection import Connection, Stream
+from kvcluster.transport.hot import EndpointFields, fast_exchange
 from kvcluster.transport.state import NodeState
 
 REPLAYED_AT_ONCE: Final = 500  # deletes that a socket's buffer takes whole
@@ -30,7 +31,7 @@ IDLE_SECONDS: Final = 300.0
 SWEEP_SECONDS: Final = 10.0  # how often the idle connections are looked at
 
 
-class Endpoint:
+class Endpoint(EndpointFields):
     """One node's connections.
 
     :param dial: opens a stream to the node, or raises OSError
@@ -48,58 +49,70 @@ class Endpoint:
         self._dial = dial
         self._size = size
         self._timeout = timeout
-        self._clock = clock
+        self.clock = clock
         self._start()
         _endpoints.add(self)
 
     def _start(self) -> None:
-        self._idle: deque[Connection] = deque()
+        self.idle = deque()
         self._open: set[Connection] = set()
         self._opening = 0
-        self._waiters: deque[_Waiter] = deque()
-        self._sweep_at = self._clock() + IDLE_SECONDS
+        self.waiters = deque()
+        self.sweep_at = self.clock() + IDLE_SECONDS
         self._lock = threading.Lock()
 
     def after_fork(self) -> None:
         """In a forked child: start without connections, for the parent's answer the parent."""
-        inherited = list(self._idle)
+        idle, inherited = list(self.idle), self._open
         self.state.after_fork()
         self._start()
         for connection in inherited:
+            connection.expired = True  # closed when whoever uses it here gives it back
+        for connection in idle:
             connection.close()  # only this process's copy: nothing is sent
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self.state!r}, {len(self._open)} connections, {len(self._idle)} idle>"
+        return f"<Endpoint {self.state!r}, {len(self._open)} connections, {len(self.idle)} idle>"
 
     # -- one request
 
     def exchange(self, request: Request, namespace: str) -> KvclusterError | None:
         """Exchange a request. A failure is counted and returned, not raised."""
-        repeated = False
         try:
-            while True:
+            begun = fast_exchange(self, request, namespace)
+            return None if begun is True else self._exchange(request, namespace, begun)
+        except BaseException:
+            self.interrupted(request, namespace)
+            raise
+
+    def _exchange(
+        self, request: Request, namespace: str, begun: tuple[Connection, int | Exception] | None
+    ) -> KvclusterError | None:
+        connection, outcome = begun or (None, None)
+        repeated = False
+        while True:
+            if connection is None:
                 try:
                     connection = self.acquire(request.opened_before)
                 except KvclusterError as error:
                     self.state.failed(error, request, namespace)
                     return error
-                completed = False
-                try:
-                    connection.exchange(request, namespace)
-                    completed = True
-                    if not self.state.ready:
-                        self.state.answered()
-                    return None
-                except KvclusterError as error:
-                    failure = error
-                finally:
-                    self.release(connection, completed)
-                if repeated or not self.repeats(connection, failure, request):
-                    return self.fail(connection, failure, request, namespace)
-                repeated = True
-        except BaseException:
-            self.interrupted(request, namespace)
-            raise
+            completed = False
+            try:
+                if outcome is None:
+                    connection.send(request)
+                connection.conclude(request, namespace, outcome)
+                completed = True
+                if not self.state.ready:
+                    self.state.answered()
+                return None
+            except KvclusterError as error:
+                failure = error
+            finally:
+                self.release(connection, completed)
+            if repeated or not self.repeats(connection, failure, request):
+                return self.fail(connection, failure, request, namespace)
+            repeated, connection, outcome = True, None, None
 
     def repeats(self, connection: Connection, error: KvclusterError, request: Request) -> bool:
         """Whether a request that failed is to be sent once more, over another connection, and is ready for that."""
@@ -137,28 +150,33 @@ class Endpoint:
         """
         if self.state.ready and opened_before is None:
             try:
-                return self._idle.pop()
+                return self.idle.pop()
             except IndexError:
                 return self._wait_or_open(None)
         return self._acquire_carefully(opened_before)
 
     def release(self, connection: Connection, completed: bool) -> None:
         """Give a connection back. One whose exchange did not complete is closed: its replies may still be on their way."""
-        if not completed or connection.expired or connection not in self._open:
+        if not completed or connection.expired:
             self._close(connection)
             return
         connection.used = True
-        connection.idle_since = now = self._clock()
-        if now > self._sweep_at:
-            self._sweep_at = now + SWEEP_SECONDS
-            self._drop_idle(now - IDLE_SECONDS)
-        self._idle.append(connection)
+        connection.idle_since = self.clock()
+        self.idle.append(connection)
         # Only now: who began to wait before this line is seen, who does so after it sees the connection.
-        if self._waiters:
+        if self.waiters or connection.expired or connection.idle_since > self.sweep_at:
+            self.tidy(connection)
+
+    def tidy(self, returned: Connection) -> None:
+        """After a connection was returned: serve who waits for one, and close those that are idle for long, or to be closed."""
+        if self.waiters:
             with self._lock:
                 self._serve()
-        if connection.expired:  # the endpoint was closed meanwhile
+        if returned.expired:  # the endpoint was closed meanwhile
             self._drop_idle()
+        elif returned.idle_since > self.sweep_at:
+            self.sweep_at = returned.idle_since + SWEEP_SECONDS
+            self._drop_idle(returned.idle_since - IDLE_SECONDS)
 
     def _acquire_carefully(self, opened_before: float | None) -> Connection:
         """As `acquire`, for a node that failed before: it is sent the deletes it missed before anything else."""
@@ -192,7 +210,7 @@ class Endpoint:
             return
         batch, number = missed
         try:
-            connection = Connection(self._dial(self._node), self.address, self._timeout, self._clock())
+            connection = Connection(self._dial(self._node), self.address, self._timeout, self.clock())
         except OSError:
             return
         try:
@@ -209,15 +227,15 @@ class Endpoint:
         waiter = _Waiter(opened_before)
         try:
             with self._lock:
-                self._waiters.append(waiter)
+                self.waiters.append(waiter)
                 self._serve()
             waiter.served.acquire(timeout=self._timeout)
         except BaseException:
             self._withdraw(waiter)
             raise
         with self._lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
         if waiter.connection is not None:
             return waiter.connection
         if waiter.may_open:
@@ -229,8 +247,8 @@ class Endpoint:
     def _withdraw(self, waiter: _Waiter) -> None:
         """End a wait that was interrupted, and pass on what was given by then."""
         with self._lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
             elif waiter.may_open:
                 self._opening -= 1
                 self._serve()
@@ -239,7 +257,7 @@ class Endpoint:
 
     def _serve(self) -> None:
         """Under the lock: give to those who wait a connection or leave to open one, in the order they came."""
-        for waiter in list(self._waiters):
+        for waiter in list(self.waiters):
             before = waiter.opened_before
             waiter.connection = self._pop(before)
             if waiter.connection is None and before is None:
@@ -249,15 +267,15 @@ class Endpoint:
                 waiter.may_open = True
             elif waiter.connection is None and before is not None and any(c.opened < before for c in self._open):
                 continue
-            self._waiters.remove(waiter)
+            self.waiters.remove(waiter)
             waiter.served.release()
 
     def _pop(self, opened_before: float | None) -> Connection | None:
         try:
             if opened_before is None:
-                return self._idle.pop()
-            connection = next(c for c in list(self._idle) if c.opened < opened_before)
-            self._idle.remove(connection)
+                return self.idle.pop()
+            connection = next(c for c in list(self.idle) if c.opened < opened_before)
+            self.idle.remove(connection)
         except (IndexError, StopIteration, ValueError):  # none, or another thread took it
             return None
         return connection
@@ -265,7 +283,7 @@ class Endpoint:
     def _connect(self) -> Connection:
         connection: Connection | None = None
         try:
-            connection = Connection(self._dial(self._node), self.address, self._timeout, self._clock())
+            connection = Connection(self._dial(self._node), self.address, self._timeout, self.clock())
         except TimeoutError:
             raise NodeTimeout(self.address, "did not accept a connection in time") from None
         except OSError as error:
@@ -292,11 +310,11 @@ class Endpoint:
         """Close the connections that are idle since before a moment, by default all."""
         while True:
             try:
-                connection = self._idle.popleft()
+                connection = self.idle.popleft()
             except IndexError:
                 return
             if connection.idle_since > idle_since:
-                self._idle.appendleft(connection)
+                self.idle.appendleft(connection)
                 return
             self._close(connection)
 

@@ -138,7 +138,7 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def no_connection_is_out(self) -> None:
-        assert all(len(endpoint._open) == len(endpoint._idle) for endpoint in self.client._endpoints.values())
+        assert all(len(endpoint._open) == len(endpoint.idle) for endpoint in self.client._endpoints.values())
 
 
 @pytest.mark.parametrize("examples", [40])

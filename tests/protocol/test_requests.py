@@ -256,8 +256,8 @@ placements = st.sampled_from(
 def test_twins_make_the_same_reads(keys: list[str | bytes], prefix: bytes, owners: Placement, tokens: bool) -> None:
     seen = []
     for hot in (twin("_native"), twin("_pure")):
-        values: dict[object, object] = {}
-        fetches, others = hot.reads(keys, prefix, unusual(prefix), owners, repr, values, tokens)
+        fetches, others, values = hot.reads(keys, prefix, unusual(prefix), owners, repr, tokens)
+        assert values == {}
         assert all(fetch.values is values and fetch.decode is repr and fetch.tokens is tokens for fetch in fetches.values())
         lines = [(address, fetch.payload, list(fetch.wires), list(fetch.names)) for address, fetch in fetches.items()]
         seen.append((lines, list(others.items())))
@@ -273,11 +273,11 @@ class Careless(Placement):
 
     name = "careless"
 
-    def __init__(self, table: tuple[int, ...], shift: int) -> None:
+    def __init__(self, table: bytes | tuple[int, ...], shift: int) -> None:
         super().__init__(placement("slots", NODES).nodes)
         self.told = table, shift
 
-    def hash_table(self) -> tuple[tuple[int, ...], int]:
+    def hash_table(self) -> tuple[bytes | tuple[int, ...], int]:
         return self.told
 
     def index(self, key: bytes) -> int:
@@ -291,22 +291,24 @@ class Careless(Placement):
 
 
 @needs_native
-@pytest.mark.parametrize(("table", "shift"), [((), 31), ((5,) * 16, 28), ((-1,) * 16, 28), ((0,), 28)])
-def test_an_owner_that_is_none_is_an_error(table: tuple[int, ...], shift: int) -> None:
+@pytest.mark.parametrize(
+    ("table", "shift"), [((), 31), ((5,) * 16, 28), ((-1,) * 16, 28), ((0,), 28), (b"\5" * 16, 28), (b"", 31), (b"\0", 28)]
+)
+def test_an_owner_that_is_none_is_an_error(table: bytes | tuple[int, ...], shift: int) -> None:
     keys = [f"{number}" for number in range(100)]
     with pytest.raises(IndexError):
-        twin("_native").reads(keys, b"", unusual(), Careless(table, shift), None, {}, False)
+        twin("_native").reads(keys, b"", unusual(), Careless(table, shift), None, False)
 
 
 @needs_native
 def test_a_shift_beyond_the_hash_is_an_error() -> None:
     with pytest.raises(ValueError, match="shifted by 32"):
-        twin("_native").reads(["k"], b"", unusual(), Careless((0,), 32), None, {}, False)
+        twin("_native").reads(["k"], b"", unusual(), Careless((0,), 32), None, False)
 
 
 def test_what_is_no_key_is_refused_among_many(hot: ModuleType) -> None:
     for key in ("", b"", None, 7, "\ud800"):
         with pytest.raises(IllegalKey, match="key must"):
-            hot.reads(["fine", key], b"", unusual(), placement("slots", NODES), None, {}, False)
+            hot.reads(["fine", key], b"", unusual(), placement("slots", NODES), None, False)
         with pytest.raises(IllegalKey, match="key must"):
             hot.plain_keys(["fine", key], b"", unusual())

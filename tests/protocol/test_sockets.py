@@ -37,7 +37,9 @@ def test_an_exchange_is_one_send_and_one_receive(hot: ModuleType, pair: Pair) ->
     ours, theirs = pair
     request, reader = fetch((b"a",)), hot.Reader()
     theirs.sendall(b"VALUE a 0 3\r\nxyz\r\nEND\r\n")
-    assert reader.exchange(ours.fileno(), request) == 23
+    hot.send_all(ours.fileno(), request.payload)
+    reader.begin(request)
+    assert reader.receive(ours.fileno()) == 23
     assert reader.complete
     assert list(request.values.values()) == [b"xyz"]
     assert theirs.recv(100) == b"get a\r\n"
@@ -90,43 +92,6 @@ def test_garbage_is_malformed(hot: ModuleType, pair: Pair) -> None:
     theirs.sendall(b"<html>\r\n")
     with pytest.raises(Malformed):
         reader.receive(ours.fileno())
-
-
-def test_all_are_asked_before_any_is_read(hot: ModuleType) -> None:
-    pairs = [socket.socketpair() for _ in range(3)]
-    requests = [fetch((b"a",)), commands(1), fetch((b"b",))]
-    flights = [(hot.Reader(), ours.fileno(), request) for (ours, _), request in zip(pairs, requests, strict=True)]
-    pairs[0][1].sendall(b"VALUE a 0 1\r\n1\r\nEND\r\n")
-    pairs[1][1].sendall(b"HD\r\n")
-    pairs[2][1].sendall(b"VALUE b 0 1")
-    assert hot.scatter(flights, 9.0) == [21, 4, 11]
-    assert [reader.complete for reader, _, _ in flights] == [True, True, False]
-    assert [theirs.recv(100) for _, theirs in pairs[::2]] == [b"get a\r\n", b"get b\r\n"]
-    for stream in [stream for pair in pairs for stream in pair]:
-        stream.close()
-
-
-def test_one_that_fails_keeps_no_other_from_its_part(hot: ModuleType) -> None:
-    pairs = [socket.socketpair() for _ in range(4)]
-    flights = [(hot.Reader(), ours.fileno(), fetch((b"a",))) for ours, _ in pairs]
-    pairs[0][1].close()
-    pairs[1][0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 1000))
-    pairs[2][1].sendall(b"<html>\r\n")
-    pairs[3][1].sendall(b"END\r\n")
-    outcomes = hot.scatter(flights, 9.0)
-    assert [type(outcome) for outcome in outcomes] == [BrokenPipeError, BlockingIOError, Malformed, int]
-    assert flights[3][0].complete
-    for stream in [stream for pair in pairs for stream in pair]:
-        stream.close()
-
-
-def test_nothing_is_received_once_patience_has_ended(hot: ModuleType, pair: Pair) -> None:
-    ours, theirs = pair
-    theirs.sendall(b"END\r\n")
-    request, reader = fetch((b"a",)), hot.Reader()
-    assert hot.scatter([(reader, ours.fileno(), request)], -1.0) == [None]
-    assert reader.receive(ours.fileno()) == 5
-    assert reader.complete
 
 
 def test_a_large_payload_is_sent_whole(hot: ModuleType, pair: Pair) -> None:

@@ -562,7 +562,7 @@ def test_no_reply_crosses_after_an_interruption(name: str, error: type[BaseExcep
     assert Interrupted.armed is None
     assert [client.get(key) for key in values] == list(values.values())
     assert client.get_many(values) == values
-    assert all(not endpoint._open - set(endpoint._idle) for endpoint in client._endpoints.values())
+    assert all(not endpoint._open - set(endpoint.idle) for endpoint in client._endpoints.values())
 
 
 def test_no_reply_crosses_after_a_timeout(site: Site, proxy: FaultProxy) -> None:
@@ -614,9 +614,16 @@ class SoftLimit(BaseException):
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-@pytest.mark.parametrize("place", [(pool_module.Endpoint, "acquire"), (connection_module.Connection, "complete")])
+@pytest.mark.parametrize(
+    "places",
+    [
+        [(pool_module, "fast_exchange"), (exchange_module, "fast_scatter")],
+        [(connection_module.Connection, "complete")],
+    ],
+    ids=["before", "after"],
+)
 def test_a_delete_that_was_interrupted_is_sent_before_the_next_read(
-    site: Site, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], nodes: int
+    site: Site, monkeypatch: pytest.MonkeyPatch, places: list[tuple[Any, str]], nodes: int
 ) -> None:
     client = site.client(site.proxies[:nodes])
     keys = [key for proxy in site.proxies[:nodes] for key in keys_of(client, proxy.address, 1)]
@@ -626,7 +633,8 @@ def test_a_delete_that_was_interrupted_is_sent_before_the_next_read(
         raise SoftLimit
 
     with monkeypatch.context() as patch:
-        patch.setattr(*place, interrupt)
+        for place in places:
+            patch.setattr(*place, interrupt)
         with pytest.raises(SoftLimit):
             client.delete_many(keys)
     assert client.get_many(keys) == {}
@@ -659,7 +667,7 @@ def _send_unasked(proxy: FaultProxy, client: Client, reply: bytes) -> None:
     """Let a client's idle connection receive what nobody asked for."""
     for inside, _ in list(proxy._links):
         inside.sendall(reply)
-    (connection,) = client._endpoints[proxy.address]._idle
+    (connection,) = client._endpoints[proxy.address].idle
     assert connection_module.readable(connection.stream, GENEROUS)
 
 

@@ -148,7 +148,7 @@ def test_who_waits_is_served_in_order(endpoint: Endpoint, taken: list[Connection
         thread = threading.Thread(target=wait, args=(number,))
         thread.start()
         threads.append(thread)
-        until(lambda: len(endpoint._waiters) == len(threads))
+        until(lambda: len(endpoint.waiters) == len(threads))
     endpoint.release(taken[0], completed=True)
     for thread in threads:
         thread.join()
@@ -159,9 +159,9 @@ def test_who_gives_a_connection_back_cannot_take_it_before_those_who_wait(endpoi
     endpoint._timeout = 10
     thread = threading.Thread(target=lambda: endpoint.release(endpoint.acquire(), completed=True))
     thread.start()
-    until(lambda: bool(endpoint._waiters))
+    until(lambda: bool(endpoint.waiters))
     endpoint.release(taken[0], completed=True)
-    assert not endpoint._idle
+    assert not endpoint.idle
     thread.join()
 
 
@@ -169,7 +169,7 @@ def test_a_connection_that_is_closed_makes_room_for_who_waits(endpoint: Endpoint
     endpoint._timeout = 10
     thread = threading.Thread(target=lambda: endpoint.release(endpoint.acquire(), completed=True))
     thread.start()
-    until(lambda: bool(endpoint._waiters))
+    until(lambda: bool(endpoint.waiters))
     endpoint.release(taken[0], completed=False)
     thread.join()
     assert len(endpoint._open) == 3
@@ -185,7 +185,7 @@ def test_a_wait_that_is_interrupted_leaves_no_trace(
         patch.setattr(Endpoint, "_serve", lambda self: interrupted(self, None))
         with pytest.raises(KeyboardInterrupt):
             endpoint.acquire()
-    assert not endpoint._waiters
+    assert not endpoint.waiters
     endpoint.release(taken[0], completed=True)
     assert endpoint.acquire() is taken[0]
 
@@ -295,10 +295,10 @@ def test_who_wants_an_old_connection_does_not_keep_others_waiting(endpoint: Endp
     got: dict[str, Connection] = {}
     picky = threading.Thread(target=lambda: got.update(picky=endpoint.acquire(opened_before=won)))
     picky.start()
-    until(lambda: len(endpoint._waiters) == 1)
+    until(lambda: len(endpoint.waiters) == 1)
     other = threading.Thread(target=lambda: got.update(other=endpoint.acquire()))
     other.start()
-    until(lambda: len(endpoint._waiters) == 2)
+    until(lambda: len(endpoint.waiters) == 2)
     endpoint.release(young[0], completed=True)
     other.join()
     assert got == {"other": young[0]}
@@ -326,7 +326,7 @@ def test_no_wake_up_is_lost(size: int) -> None:
     assert not failures
     assert len(dialer.streams) <= size
     assert endpoint.totals()[""].misses == 16 * 500
-    assert not endpoint._waiters
+    assert not endpoint.waiters
     assert endpoint._opening == 0
     assert time.monotonic() - started < 9  # nobody slept until its time was up
 
