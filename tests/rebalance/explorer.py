@@ -115,7 +115,8 @@ class Rules:
 
     def __init__(self, size: Size, shortcut: Shortcut | None = None) -> None:
         self.shortcut = shortcut
-        self.keeps = not size.evictions and not size.restarts  # whether what nobody deletes stays
+        # Whether what nobody deletes stays. A value that is being refreshed is neither copied nor promoted: a change may miss it.
+        self.keeps = not size.evictions and not size.restarts and not size.early
         skipped = {"skip prepare": "prepare", "skip drain": "drain"}.get(shortcut or "")
         self.order = tuple(phase for phase in ORDER if phase != skipped)
         self.migrate = self.order.index("migrate")
