@@ -133,7 +133,8 @@ class AsyncClient(Cluster[AsyncEndpoint]):
         planner = self._planner
         wire = plain_key(key, planner.prefix)
         if wire is not None:
-            endpoint = self._endpoints[planner.address(wire)]
+            placement = planner.placement
+            endpoint = self._endpoints[placement.addresses[placement.index(wire)]]
             value = await endpoint.get(wire, planner)
             if type(value) is AsyncConnection:
                 value = await endpoint.get_alone(wire, planner, value)

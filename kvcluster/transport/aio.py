@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from asyncio import get_running_loop
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, cast
@@ -410,7 +411,7 @@ class AsyncEndpoint:
         connection = self._connection
         if connection is None or connection.failure is not None or not self.state.ready:
             return None
-        return connection if connection.loop is asyncio.get_running_loop() else None
+        return connection if connection.loop is get_running_loop() else None
 
     def submit(self, request: Request, namespace: str, at_once: bool) -> Submission | None:
         """Queue a request on the open connection; None where `exchange` must see to the connection first."""
@@ -446,8 +447,10 @@ class AsyncEndpoint:
 
     def get(self, wire: bytes, planner: Planner) -> Awaitable[Any]:
         """The value of one plain key, `MISSING`, `DOUBTFUL`, or a connection that ended first: then `get_alone` is to get it."""
-        connection = self.connection()
-        return self.get_alone(wire, planner) if connection is None else connection.submit_get(wire, planner)
+        connection = self._connection
+        if connection is not None and connection.loop is get_running_loop() and connection.failure is None and self.state.ready:
+            return connection.submit_get(wire, planner)
+        return self.get_alone(wire, planner)
 
     async def get_alone(self, wire: bytes, planner: Planner, ended: AsyncConnection | None = None) -> Any:
         """As `get`, by an exchange of its own; a miss where a connection ``ended`` that could not have died before."""
