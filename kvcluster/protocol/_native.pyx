@@ -232,6 +232,24 @@ cdef inline bytes word_of(bint tokens):
     return GETS if tokens else GET
 
 
+cdef bytes line_of(bytes word, object wires):
+    """The word and the keys, a list or tuple of bytes, as a line."""
+    cdef Py_ssize_t keys = PySequence_Fast_GET_SIZE(wires), room = PyBytes_GET_SIZE(word) + 2 + max(0, keys - 1), i
+    cdef bytes line
+    cdef char *at
+    for i in range(keys):
+        room += PyBytes_GET_SIZE(<bytes?><object>PySequence_Fast_GET_ITEM(wires, i))
+    line = PyBytes_FromStringAndSize(NULL, room)
+    at = put(PyBytes_AS_STRING(line), word)
+    for i in range(keys):
+        if i:
+            at[0] = c' '
+            at += 1
+        at = put(at, <bytes><object>PySequence_Fast_GET_ITEM(wires, i))
+    memcpy(at, b"\r\n", 2)
+    return line
+
+
 cdef class Fetch:
     """A classic read of plain keys at one node, and what it brought; see `kvcluster.protocol._pure.Fetch`."""
 
@@ -244,9 +262,9 @@ cdef class Fetch:
 
     def __init__(self, wires not None, names not None, decode, dict values not None, bint tokens=False):
         self.names = PySequence_Fast(names, b"names must be a sequence")
+        self.payload = line_of(word_of(tokens), PySequence_Fast(wires, b"wires must be a sequence"))
         if len(wires) != PySequence_Fast_GET_SIZE(self.names):
             raise ValueError("wires and names must be equally many")
-        self.payload = word_of(tokens) + b" ".join(wires) + b"\r\n"
         self.decode, self.values, self.tokens = decode, values, tokens
 
     @property
