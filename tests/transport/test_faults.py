@@ -572,8 +572,13 @@ def test_no_reply_crosses_after_a_timeout(site: Site, proxy: FaultProxy) -> None
         proxy.replies.stall()
         assert client.get("a") is None
         proxy.replies.resume()
-        assert client.get("b") == "B"
-        assert client.get("a") == "A"
+        assert answer(client, "b") == "B"
+        assert answer(client, "a") == "A"
+
+
+def answer(client: Client, key: str) -> Any:
+    """The first value that comes; a busy machine may be late by more than the timeout."""
+    return next(value for _ in range(100) if (value := client.get(key)) is not None)
 
 
 def test_no_reply_crosses_after_a_signal(site: Site, proxy: FaultProxy) -> None:
