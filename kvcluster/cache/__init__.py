@@ -98,6 +98,11 @@ class Cache(Connected):
     def __repr__(self) -> str:
         return f"<Cache {self.namespace!r} on {self._client or self._async_client or self._url!r}>"
 
+    @property
+    def l1_hits(self) -> int:
+        """How many values were found in the process itself, where ``l1`` keeps them. They are not in the client's statistics."""
+        return self._near.hits
+
     def source(
         self, client: Client | AsyncClient, policy: Policy, times: LoadTimes, codec: Codec, shape: Shape, label: str
     ) -> Source:

@@ -16,6 +16,7 @@ from kvcluster.cache.flights import LOADING
 from kvcluster.cache.flows import Count, Detach, Each, Flow, Join, Load, Loaders, Sleep, read_many, read_on, refresh_one
 from kvcluster.cache.leases import UNASKED, FirstGet, Source, Stamps
 from kvcluster.cache.loader import LoaderBase, by_argument, in_order
+from kvcluster.cache.near import ABSENT
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -118,8 +119,8 @@ class AsyncLoader(LoaderBase[P, R]):
 async def read_async(client: AsyncClient, source: Source, wire: bytes, load: Callable[[], Any], stamps: Stamps = ()) -> Any:
     """Read one key through; see `flows.read_one`. ``load`` returns an awaitable."""
     near = source.near
-    if near is not None and (held := near.get(wire)) is not None:
-        return source.codec.decode(*held)
+    if near is not None and (held := near.get(wire, source.codec.decode)) is not ABSENT:
+        return held
     asked = source.clock()
     asking = FirstGet(source, wire, stamps)
     failure = await client.exchange(source.planner.address(wire), asking, source.planner)

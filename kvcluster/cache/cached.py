@@ -39,7 +39,7 @@ class Cached:
         self._codec_of = codec
         self._times = LoadTimes()
         self._bulk_times = LoadTimes()  # apart, because who waits for one key judges by how long one takes
-        self._sources: tuple[Planner, Source, Source] | None = None
+        self._sources: tuple[Planner, Source, Source] | None = None  # by the client's own planner
         self._stamp_wire: Callable[[str], bytes]
 
     def __repr__(self) -> str:
@@ -51,29 +51,29 @@ class Cached:
         return self._times.count + self._bulk_times.count
 
     def _source(self, client: Client | AsyncClient) -> Source:
-        planner = self._cache.planner_of(client)
         sources = self._sources
-        if sources is None or sources[0] is not planner:
-            sources = self._renewed(client, planner)
+        if sources is None or sources[0] is not client.planner:
+            sources = self._renewed(client)
         return sources[1]
 
     def _bulk_source(self, client: Client | AsyncClient) -> Source:
-        planner = self._cache.planner_of(client)
         sources = self._sources
-        if sources is None or sources[0] is not planner:
-            sources = self._renewed(client, planner)
+        if sources is None or sources[0] is not client.planner:
+            sources = self._renewed(client)
         return sources[2]
 
-    def _renewed(self, client: Client | AsyncClient, planner: Planner) -> tuple[Planner, Source, Source]:
+    def _renewed(self, client: Client | AsyncClient) -> tuple[Planner, Source, Source]:
+        base = client.planner  # first: if it changes meanwhile, the next call sees that
+        planner = self._cache.planner_of(client)
         codec = self._codec_of(planner.codec)
         one, many = (
             self._cache.source(client, self.policy, times, codec, self._shape, self._label)
             for times in (self._times, self._bulk_times)
         )
         self._stamp_wire = lru_cache(MOST_STAMPS)(partial(stamp_wire, planner))
-        self._sources = (planner, one, many)
-        return self._sources
+        self._sources = sources = (base, one, many)
+        return sources
 
     def _stamps(self, names: Iterable[str]) -> Stamps:
         """The wire keys of stamps, for whoever has a source."""
-        return tuple([self._stamp_wire(name) for name in names])
+        return tuple(map(self._stamp_wire, names))

@@ -15,6 +15,7 @@ from kvcluster.cache.background import WORKERS
 from kvcluster.cache.flights import LOADING
 from kvcluster.cache.flows import Count, Detach, Each, Flow, Join, Load, Sleep, read_on
 from kvcluster.cache.leases import UNASKED, FirstGet, Source, Stamps
+from kvcluster.cache.near import ABSENT
 from kvcluster.client import Client
 
 T = TypeVar("T")
@@ -23,8 +24,8 @@ T = TypeVar("T")
 def read(client: Client, source: Source, wire: bytes, load: Callable[[], Any], stamps: Stamps = ()) -> Any:
     """Read one key through; see `flows.read_one`."""
     near = source.near
-    if near is not None and (held := near.get(wire)) is not None:
-        return source.codec.decode(*held)
+    if near is not None and (held := near.get(wire, source.codec.decode)) is not ABSENT:
+        return held
     asked = source.clock()
     asking = FirstGet(source, wire, stamps)
     failure = client.exchange(source.planner.address(wire), asking, source.planner)

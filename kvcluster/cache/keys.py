@@ -141,6 +141,7 @@ class Template:
         self._positional = [name for name in parameters if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
         self._simple = len(self._positional) == len(parameters)
         self._places = [(self._positional.index(name), name) for name in fields] if self._simple else []
+        self._in_order = [place for place, _ in self._places] == [*range(len(self._positional))]
         self._format = "%s".join(text.replace("%", "%%") for text in (prefixes[0] + first, *others))
         self.many = self._positional[0] if self._positional else ""
 
@@ -157,9 +158,15 @@ class Template:
         :raises TypeError: where the loader cannot be called with them
         :raises IllegalKey: where one of them cannot be part of a key
         """
-        if self._simple and not kwargs and not self._kinds and len(args) == len(self._positional):
-            return self._format % tuple([_text(args[place], name) for place, name in self._places])
-        return self.filled(self.arguments(args, kwargs))
+        if not self._simple or kwargs or self._kinds or len(args) != len(self._positional):
+            return self.filled(self.arguments(args, kwargs))
+        if self._in_order:
+            for value in args:
+                if type(value) is not int or value < 0:
+                    break
+            else:  # numbers, which have nothing to escape
+                return self._format % tuple(args)
+        return self._format % tuple([_text(args[place], name) for place, name in self._places])
 
     def keys(self, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
         """`key` of each call with one of these values as the first argument, and the others as they are."""
@@ -168,6 +175,8 @@ class Template:
             return [self.key((value, *args), kwargs) for value in values]
         others = ["%s" if not place else str(_text(args[place - 1], name)).replace("%", "%%") for place, name in self._places]
         form, first, times = self._format.replace("%%", "%%%%") % tuple(others), self.many, others.count("%s")
+        if times == 1 and {*map(type, values)} == {int} and min(values) >= 0:
+            return [form % value for value in values]
         if times == 1:
             return [form % (_text(value, first),) for value in values]
         return [form % ((_text(value, first),) * times) for value in values]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from kvcluster.cache.envelope import ENVELOPE, bare, opened, sealed
@@ -196,7 +196,7 @@ class LeaseGets(Commands):
             return Answer(found, value, reply.cas, won, lost, policy.spare(reply.ttl), data, flags, stamps)
         if source.near is not None:
             left = policy.l1 if reply.ttl < 0 else min(policy.l1, reply.ttl - policy.stale)
-            source.near.put(wire, data, flags, left, self._generation)
+            source.near.put(wire, value, data, flags, left, self._generation)
         return Answer(True, value, reply.cas, won, lost, False, data, flags, stamps)
 
     def fail(self, counters: Counters) -> None:
@@ -233,17 +233,20 @@ class FirstGet(LeaseGets):
 
     __slots__ = ("hit", "value")
 
+    owed, deletes, opened_before = 0, (), None  # of its class, because there are so many of it
+    _first, _ahead, _takeovers = True, 0, 0
+
     def __init__(self, source: Source, wire: bytes, stamps: Stamps) -> None:
-        token = requests.opaque()
-        payload = requests.meta_get(wire, source.flags(token))
-        if stamps:
-            payload += requests.meta_gets(stamps, b"v O" + token)
-        Commands.__init__(self, payload, 1 + len(stamps), opaque=token)
+        self.opaque = token = requests.opaque()
+        flags = source.flags(token)
+        payload = b"mg %b %b\r\n" % (wire, flags) if type(wire) is bytes else requests.meta_get(wire, flags)
+        self.payload = payload + requests.meta_gets(stamps, b"v O" + token) if stamps else payload
+        self.count = 1 + len(stamps)
+        self.replies = []
         self.wires = (wire,)
         self.hit = False
         self._source = source
         self._wanted = stamps
-        self._first = True
         self._generation = source.near.generation if source.near is not None else 0
 
     def settle(self, counters: Counters) -> None:
@@ -258,7 +261,7 @@ class FirstGet(LeaseGets):
         ):
             found: bytes | None = data
             if flags & ENVELOPE:
-                found = bare(data, [stamp.value or b"" for stamp in self.replies[1:]], source.shape.fingerprint)
+                found = bare(data, [reply.value or b"" for reply in self.replies[1:]], source.shape.fingerprint)
                 flags -= ENVELOPE
             elif self.count > 1 or source.shape.fingerprint != UNTYPED:
                 found = None
@@ -273,7 +276,6 @@ class FirstGet(LeaseGets):
                     return
         self.stamps: dict[bytes, bytes] = {}
         self._depends = {self.wires[0]: tuple(self._wanted)} if self._wanted else NO_STAMPS
-        self._ahead = self._takeovers = 0
         super().settle(counters)
 
     def reset(self) -> None:
@@ -283,7 +285,10 @@ class FirstGet(LeaseGets):
     @property
     def misplaced(self) -> bool:
         """Whether a reply among them answers another request."""
-        return (self.count > 1 and super().misplaced) or (self.replies[0].opaque != self.opaque and super().misplaced)
+        for reply in self.replies:
+            if reply.opaque != self.opaque:
+                return super().misplaced
+        return False
 
 
 class Fills(Stores):
@@ -351,6 +356,12 @@ class Source:
     near: Near | None = None
     shape: Shape = _ANYTHING
     label: str = ""
+    plain_flags: bytes = field(init=False)  # of `flags`, without the token; empty where they differ from call to call
+
+    def __post_init__(self) -> None:
+        policy = self.policy
+        same = not (policy.stale or policy.xfetch)
+        object.__setattr__(self, "plain_flags", b"v f c t N%d O" % policy.lease_time if same else b"")
 
     def exchange(self, sent: Mapping[str, Request]) -> Plan[tuple[Mapping[str, Request], Failures]]:
         """The plan that sends requests to nodes, by their addresses."""
@@ -361,10 +372,11 @@ class Source:
 
         :param token: the request's opaque token
         """
+        if self.plain_flags:
+            return self.plain_flags + token
         policy = self.policy
-        if (policy.stale or policy.xfetch) and (early := policy.early(self.times.average)):
-            return b"v f c t N%d R%d O%b" % (policy.lease_time, early, token)
-        return b"v f c t N%d O%b" % (policy.lease_time, token)
+        early = policy.early(self.times.average)
+        return b"v f c t N%d %bO%b" % (policy.lease_time, b"R%d " % early if early else b"", token)
 
     def keys(self, wires: Iterable[bytes]) -> frozenset[LoadedKey]:
         """Wire keys as `LOADING` holds them."""

@@ -14,8 +14,9 @@ from kvcluster.cache.flows import Loaders, read_many, refresh_one
 from kvcluster.cache.keys import Template
 from kvcluster.cache.leases import Source, Stamps
 from kvcluster.cache.policy import Policy
-from kvcluster.cache.shapes import TypedCodec, shape_of
+from kvcluster.cache.shapes import codec_for, shape_of
 from kvcluster.errors import ConfigurationError
+from kvcluster.protocol.hot import plain_key
 
 if TYPE_CHECKING:
     from kvcluster.aio import AsyncClient
@@ -49,7 +50,7 @@ class LoaderBase(Cached, Generic[P, R]):
             raise ConfigurationError(f"loader {template.text!r}: 'soft' is an argument of invalidate(), which hides it")
         functools.update_wrapper(self, function)  # type: ignore[arg-type]  # it is callable in both its kinds
         shape = shape_of(function)
-        super().__init__(cache, policy, f"{cache.namespace}:{template.text}", shape, partial(TypedCodec, shape))
+        super().__init__(cache, policy, f"{cache.namespace}:{template.text}", shape, partial(codec_for, shape))
         self.template = template
         self.stamps_of: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
         self._function: Callable[..., Any] = function
@@ -64,7 +65,8 @@ class LoaderBase(Cached, Generic[P, R]):
 
     def _place(self, source: Source, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[bytes, Stamps]:
         """The wire key of a call, and those of the stamps that its result depends on."""
-        wire = source.planner.wire(self.template.key(args, kwargs))
+        planner, key = source.planner, self.template.key(args, kwargs)
+        wire = plain_key(key, planner.prefix) or planner.wire(key)
         if self.stamps_of is None:
             return wire, ()
         return wire, self._stamps(self.stamps_of(self.template.arguments(args, kwargs)))
@@ -95,7 +97,7 @@ class LoaderBase(Cached, Generic[P, R]):
         self._require_arguments()
         self._bulk = function
         self._shape = self._shape.optional()
-        self._codec_of = partial(TypedCodec, self._shape)
+        self._codec_of = partial(codec_for, self._shape)
         self._sources = None
 
     def _past(self, client: Client | AsyncClient, kwargs: Mapping[str, Any], *wires: bytes) -> bool:

@@ -184,6 +184,11 @@ class TypedCodec:
         return value
 
 
+def codec_for(shape: Shape, base: Codec) -> Codec:
+    """The codec for values of a shape: the base codec itself where any value is allowed."""
+    return base if shape.text is None else TypedCodec(shape, base)
+
+
 def codec_of(target: Any, base: Codec) -> TypedCodec:
     """The codec for the results of a function, or for values of an annotation.
 

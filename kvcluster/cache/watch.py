@@ -14,7 +14,7 @@ import datetime
 import enum
 import inspect
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, get_args
@@ -91,13 +91,16 @@ class Watcher:
     columns: tuple[tuple[ColumnName, str], ...] = ()
     keys: Callable[[Row], Iterable[str]] | None = None
 
-    def stamps_of(self, arguments: Mapping[str, Any]) -> Iterable[str]:
-        """The stamps that a value for these arguments carries on account of this table."""
-        yield table_stamp(self.table)
+    @property
+    def stamps(self) -> Iterable[_Form]:
+        """The stamps that values carry on account of this table."""
+        yield table_stamp(self.table), ()
         if not self.columns:
-            yield rows_stamp(self.table)
+            yield rows_stamp(self.table), ()
         elif self.keys is None:
-            yield watch_stamp(self.table, {column.name: arguments[argument] for column, argument in self.columns})
+            arguments = {column.name: argument for column, argument in self.columns}
+            form = watch_stamp(_doubled(self.table), {_doubled(name): "%s" for name in arguments})
+            yield form, tuple([arguments[name] for name in sorted(arguments)])
 
     def note(self, row: Row, names: Names) -> None:
         """Add what a row's change invalidates. A row of which too little is known is taken for any."""
@@ -120,23 +123,22 @@ class Watch:
     """What one loader or repository hangs on.
 
     :param watchers: the tables
-    :param tags: templates of tags over the loader's arguments, as `tags_of` reads them
+    :param tags: the stamps of tags over the loader's arguments, as `tags_of` reads them
     """
 
-    def __init__(self, watchers: Iterable[Watcher] = (), tags: Iterable[_Tag] = ()) -> None:
+    def __init__(self, watchers: Iterable[Watcher] = (), tags: Iterable[_Form] = ()) -> None:
         self.watchers = tuple(watchers)
-        self._tags = tuple(tags)
+        self._stamps = (*[form for watcher in self.watchers for form in watcher.stamps], *tags)
 
     def __bool__(self) -> bool:
-        return bool(self.watchers or self._tags)
+        return bool(self._stamps)
 
     def stamps_of(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
         """The names of the stamps that the value for these arguments carries.
 
         :param arguments: of the call, by name, defaults included
         """
-        names = [name for watcher in self.watchers for name in watcher.stamps_of(arguments)]
-        names += [tag_stamp(_filled(tag, arguments)) for tag in self._tags]
+        names = [form % tuple([text_of(arguments[field]) for field in fields]) if fields else form for form, fields in self._stamps]
         return tuple(dict.fromkeys(names))
 
 
@@ -179,12 +181,13 @@ class Registry:
         return names
 
 
-#: A tag's template: literal texts, each with the argument after it, None after the last.
-_Tag: TypeAlias = "Sequence[tuple[str, str | None]]"
+#: A stamp's name: where it stands for arguments, a text for ``%`` and those arguments in their order, else the name as it is.
+_Form: TypeAlias = tuple[str, tuple[str, ...]]
 
 
-def _filled(tag: _Tag, arguments: Mapping[str, Any]) -> str:
-    return "".join([literal if name is None else literal + text_of(arguments[name]) for literal, name in tag])
+def _doubled(text: str) -> str:
+    """A text as it stands in one for ``%``."""
+    return text.replace("%", "%%")
 
 
 def watch_of(template: Template, watched: Watched = (), tags: Iterable[str] = ()) -> Watch:
@@ -206,20 +209,22 @@ def watch_of(template: Template, watched: Watched = (), tags: Iterable[str] = ()
     return Watch(dict.fromkeys(watchers), tags_of(template, tags))
 
 
-def tags_of(template: Template, tags: Iterable[str]) -> list[_Tag]:
-    """Templates of tags, read.
+def tags_of(template: Template, tags: Iterable[str]) -> list[_Form]:
+    """The stamps of tags whose templates these are.
 
     :raises ConfigurationError: where one names something else than an argument of the key
     """
     if isinstance(tags, str):
         raise ConfigurationError(f"tags must be several templates, not one text: tags=[{tags!r}]")
-    read: list[_Tag] = []
+    stamps: list[_Form] = []
     for tag in tags:
-        read.append(tuple(pieces_of(tag, "tag")))
-        for _, name in read[-1]:
-            if name is not None:
-                _require_argument(template, name, f"tag {tag!r}")
-    return read
+        pieces = list(pieces_of(tag, "tag"))
+        fields = tuple([name for _, name in pieces if name is not None])
+        for name in fields:
+            _require_argument(template, name, f"tag {tag!r}")
+        form = "".join([(_doubled(literal) if fields else literal) + ("" if name is None else "%s") for literal, name in pieces])
+        stamps.append((tag_stamp(form), fields))
+    return stamps
 
 
 def _by_columns(template: Template, mapping: Mapping[Any, str]) -> Iterable[Watcher]:

@@ -8,27 +8,33 @@ import threading
 import pytest
 
 from kvcluster import Cache, Client
-from kvcluster.cache.near import Near
+from kvcluster.cache.near import ABSENT, Near
+from kvcluster.codec import StandardCodec
 from kvcluster.plan import Invalidation
 from kvcluster.testing.clock import Clock
+
+CODEC = StandardCodec()
+DECODE = CODEC.decode
 
 
 def test_values_end_with_their_ttl() -> None:
     clock = Clock(100.0)
     near = Near(10, clock)
-    near.put(b"a", b"1", 2, 5.0, near.generation)
+    near.put(b"a", 1, b"1", 2, 5.0, near.generation)
     clock.advance(4.9)
-    assert near.get(b"a") == (b"1", 2)
+    assert near.get(b"a", DECODE) == 1
     assert near.left(b"a") == pytest.approx(0.1)
     clock.advance(0.1)
-    assert near.get(b"a") is near.left(b"a") is None
+    assert near.get(b"a", DECODE) is ABSENT
+    assert near.left(b"a") is None
+    assert near.hits == 1
 
 
 def test_the_oldest_make_room() -> None:
     near = Near(3, Clock(0.0))
     for key in (b"a", b"b", b"a", b"c", b"d"):
-        near.put(key, key, 0, 5.0, near.generation)
-    assert [near.get(key) is not None for key in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
+        near.put(key, key, key, 0, 5.0, near.generation)
+    assert [near.get(key, DECODE) is not ABSENT for key in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
     assert len(near) == 3
 
 
@@ -36,12 +42,38 @@ def test_what_was_asked_for_before_an_invalidation_is_not_kept() -> None:
     near = Near(3, Clock(0.0))
     generation = near.generation
     near.forget([b"a"])
-    near.put(b"a", b"old", 0, 5.0, generation)
-    assert near.get(b"a") is None
+    near.put(b"a", "old", b"old", 16, 5.0, generation)
+    assert near.get(b"a", DECODE) is ABSENT
     generation = near.generation
     near.clear()
-    near.put(b"a", b"old", 0, 5.0, generation)
+    near.put(b"a", "old", b"old", 16, 5.0, generation)
     assert len(near) == 0
+
+
+@pytest.mark.parametrize("value", [7, "text", b"bytes", None, 2.5, True])
+def test_what_nobody_can_change_is_given_out_as_it_is(value: object) -> None:
+    near = Near(1, Clock(0.0))
+    near.put(b"a", value, *CODEC.encode(value), 5.0, near.generation)
+    assert near.get(b"a", DECODE) is value
+
+
+class Text(str):
+    """A text with attributes, which can be changed."""
+
+
+@pytest.mark.parametrize("value", [[1], {"a": [1]}, (1, [2]), Text("text"), bytearray(b"bytes")])
+def test_what_can_be_changed_is_decoded_for_each(value: object) -> None:
+    near = Near(1, Clock(0.0))
+    near.put(b"a", value, b"their bytes", 7, 5.0, near.generation)
+    one, other = [near.get(b"a", lambda data, flags: [data, flags]) for _ in range(2)]
+    assert one == other == [b"their bytes", 7]
+    assert one is not other
+
+
+def test_tuples_of_what_nobody_can_change_are_too() -> None:
+    near, value = Near(1, Clock(0.0)), (1, "a", None)
+    near.put(b"a", value, b"", 0, 5.0, near.generation)
+    assert near.get(b"a", DECODE) is value
 
 
 def test_hits_ask_no_node_and_give_objects_of_their_own(client: Client) -> None:
@@ -52,6 +84,7 @@ def test_hits_ask_no_node_and_give_objects_of_their_own(client: Client) -> None:
     one, other = load(1), load(1)
     one.append(2)
     assert (one, other, load(1)) == ([1, 2], [1], [1])
+    assert cache.l1_hits == 3
     assert client.statistics().total.bytes_read == read
 
 
@@ -119,7 +152,7 @@ def _size(near: Near, sizes: object) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_begins_without_any() -> None:
     near = Near(3)
-    near.put(b"a", b"1", 0, 60, near.generation)
+    near.put(b"a", b"1", b"1", 0, 60, near.generation)
     fork = multiprocessing.get_context("fork")
     sizes = fork.SimpleQueue()
     child = fork.Process(target=_size, args=(near, sizes))

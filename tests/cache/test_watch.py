@@ -73,6 +73,11 @@ def test_the_stamps_of_a_value() -> None:
     assert not watching(by_author, "a:{author}", [])
 
 
+def test_stamps_with_a_percent_sign() -> None:
+    watch = watching(by_author_and_page, "a:{author}:{n}", [], ["100%", "%s:{n}%", "{n}:{author}"])
+    assert watch.stamps_of({"author": "a%d", "n": 1}) == ("tag:100%", "tag:%s:1%", "tag:1:a%d")
+
+
 def test_what_a_changed_row_invalidates() -> None:
     registry = Registry()
     registry.add("key", watching(by_author, "a:{author}", {Post.author_id: "author"}))
