@@ -11,6 +11,7 @@ A value in an envelope has the client flag `ENVELOPE`. Its bytes are a header an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from kvcluster.cache.shapes import UNTYPED
@@ -47,7 +48,7 @@ def sealed(data: bytes, stamps: Sequence[bytes] = (), fingerprint: bytes = UNTYP
     """
     if len(stamps) > MAX_STAMPS:
         raise IllegalValue(f"a value can have {MAX_STAMPS} stamps (tags and watched tables), not {len(stamps)}")
-    return b"%c%c%b%b%b" % (_VERSION, len(stamps), fingerprint, b"".join(stamps), data)
+    return b"".join([_head(len(stamps), fingerprint), *stamps, data])
 
 
 def opened(data: bytes) -> Opened:
@@ -66,5 +67,10 @@ def bare(data: bytes, stamps: Sequence[bytes], fingerprint: bytes) -> bytes | No
     >>> bare(sealed(b"data", [b"12345678"]), [b"12345678"], UNTYPED), bare(sealed(b"data"), [b""], UNTYPED)
     (b'data', None)
     """
-    head = b"%c%c%b%b" % (_VERSION, len(stamps), fingerprint, b"".join(stamps))
-    return data[len(head) :] if data.startswith(head) and len(head) == _FIXED + STAMP_SIZE * len(stamps) else None
+    due = b"".join([_head(len(stamps), fingerprint), *stamps])
+    return data[len(due) :] if data.startswith(due) and len(due) == _FIXED + STAMP_SIZE * len(stamps) else None
+
+
+@lru_cache(1024)
+def _head(stamps: int, fingerprint: bytes) -> bytes:
+    return b"%c%c%b" % (_VERSION, stamps, fingerprint)

@@ -32,6 +32,8 @@ Stamps: TypeAlias = tuple[bytes, ...]
 #: Of keys whose values depend on none.
 NO_STAMPS: Final[Mapping[bytes, Stamps]] = {}
 
+MOST_REMEMBERED: Final = 4096  # keys and their stamps
+
 _ANYTHING: Final = Shape(Any)
 
 
@@ -357,11 +359,19 @@ class Source:
     shape: Shape = _ANYTHING
     label: str = ""
     plain_flags: bytes = field(init=False)  # of `flags`, without the token; empty where they differ from call to call
+    stamps: dict[str, Stamps] = field(default_factory=dict)  # of keys that were asked for; a bounded number
 
     def __post_init__(self) -> None:
         policy = self.policy
         same = not (policy.stale or policy.xfetch)
         object.__setattr__(self, "plain_flags", b"v f c t N%d O" % policy.lease_time if same else b"")
+
+    def remember(self, key: str, stamps: Stamps) -> Stamps:
+        """Keep in mind what stamps the value of a key depends on. Its arguments say so, and they are in the key."""
+        if len(self.stamps) >= MOST_REMEMBERED:
+            self.stamps.clear()
+        self.stamps[key] = stamps
+        return stamps
 
     def exchange(self, sent: Mapping[str, Request]) -> Plan[tuple[Mapping[str, Request], Failures]]:
         """The plan that sends requests to nodes, by their addresses."""

@@ -69,7 +69,10 @@ class LoaderBase(Cached, Generic[P, R]):
         wire = plain_key(key, planner.prefix) or planner.wire(key)
         if self.stamps_of is None:
             return wire, ()
-        return wire, self._stamps(self.stamps_of(self.template.arguments(args, kwargs)))
+        stamps = source.stamps.get(key)
+        if stamps is None:
+            stamps = source.remember(key, self._stamps(self.stamps_of(self.template.arguments(args, kwargs))))
+        return wire, stamps
 
     def _places(self, source: Source, many: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Places:
         """The places of a call for many."""
