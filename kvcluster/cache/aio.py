@@ -175,7 +175,7 @@ def _detach(need: Detach, client: AsyncClient) -> bool:
         return False
     context = copy_context()
     if not need.awaited:
-        context.run(LOADING.set, frozenset())
+        context.run(LOADING.set, ())
     task = asyncio.get_running_loop().create_task(_give_up_after(need.seconds, need.flow, client), context=context)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
@@ -189,7 +189,7 @@ async def _give_up_after(seconds: float | None, flow: Flow[None], client: AsyncC
 
 
 async def _load_async(need: Load) -> Any:
-    token = LOADING.set(LOADING.get() | need.keys)
+    token = LOADING.set(LOADING.get() + need.keys)
     try:
         return await need.call()
     finally:

@@ -73,7 +73,7 @@ def count(need: Count, client: Any) -> None:
 
 
 def _load(need: Load) -> Any:
-    token = LOADING.set(LOADING.get() | need.keys)
+    token = LOADING.set(LOADING.get() + need.keys)
     try:
         return need.call()
     finally:
@@ -89,5 +89,5 @@ def _detach(need: Detach, client: Client) -> bool:
         return False
     context = copy_context()
     if not need.awaited:
-        context.run(LOADING.set, frozenset())
+        context.run(LOADING.set, ())
     return WORKERS.begin(lambda: context.run(drive, need.flow, client), need.awaited)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Generic, TypeAlias, TypeVar
@@ -111,11 +111,11 @@ class Flights:
         flight.land(outcome)
 
 
-#: A wire key, and the flights of the cache that it belongs to.
-LoadedKey: TypeAlias = tuple[Flights, bytes]
+#: Wire keys, and the flights of the cache that they belong to; for each loader that is running.
+Loading: TypeAlias = "tuple[tuple[Flights, Set[bytes]], ...]"
 
 #: The keys whose loaders are running around this call: waiting for one of them would wait for ever.
-LOADING: ContextVar[frozenset[LoadedKey]] = ContextVar("kvcluster_loading", default=frozenset())
+LOADING: ContextVar[Loading] = ContextVar("kvcluster_loading", default=())
 
 
 class LoadTimes:

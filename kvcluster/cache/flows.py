@@ -31,7 +31,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any, Final, TypeAlias, TypeVar
 
-from kvcluster.cache.flights import Flight, LoadedKey, Outcome
+from kvcluster.cache.flights import Flight, Loading, Outcome
 from kvcluster.cache.leases import (
     NO_STAMPS,
     UNASKED,
@@ -48,7 +48,6 @@ from kvcluster.errors import CallerError, IllegalValue, LoaderTimeout
 from kvcluster.plan import Plan
 from kvcluster.planner import STAMP_SIZE
 from kvcluster.protocol import requests
-from kvcluster.protocol.hot import Reply
 from kvcluster.protocol.requests import Commands, Request
 
 T = TypeVar("T")
@@ -62,7 +61,7 @@ class Load:
     """Call the loader; the flow is sent its result, or its exception is thrown in. ``keys`` are in `LOADING` meanwhile."""
 
     call: Callable[[], Any]
-    keys: frozenset[LoadedKey]
+    keys: Loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +409,7 @@ def _load(source: Source, wire: bytes, load: Callable[[], Any], answer: Answer) 
     """Load a value and store it against the lease, if there is one."""
     began = source.clock()
     try:
-        value = yield Load(load, frozenset({(source.flights, wire)}))
+        value = yield Load(load, ((source.flights, {wire}),))
         source.times.note(source.clock() - began)
         data, flags = source.codec.encode(value)
         stored = source.seal(data, flags, answer.stamps)
@@ -425,9 +424,10 @@ def _load(source: Source, wire: bytes, load: Callable[[], Any], answer: Answer) 
     if answer.cas:
         fill = source.fill(wire, stored, answer.cas, value is None)
         kind = Refreshes if answer.found else Fills
-        replies = yield from _send(source, {wire: fill}, kind, opened_before=began)
+        filled = kind(fill, 1, opened_before=began)
+        _, failures = yield source.exchange({source.planner.address(wire): filled})
         # What has stamps may have been outdated while it was loaded, which its fill does not show.
-        if (reply := replies[wire]) is not None and reply.status == "HD" and not answer.stamps:
+        if filled.confirmed and not failures and not answer.stamps:
             valid_from = filling
     return Outcome(data, flags, None, valid_from)
 
@@ -492,7 +492,7 @@ def read_many(
             refresh = _refresh_many(source, {wire: arguments[wire] for wire in aging}, aging, loaders)
             yield Detach(refresh, awaited=False, seconds=source.policy.hard_timeout)
         if won:
-            winning = {wire: pending.pop(wire) for wire in won}
+            winning, pending = (pending, {}) if len(won) == len(pending) else ({wire: pending.pop(wire) for wire in won}, pending)
             values.update((yield from _load_won(source, winning, won, loaders, patience)))
         if not pending:
             return values
@@ -627,7 +627,7 @@ def _load_many(
     """Load values by one call, and store what there is a lease for; one value that cannot be stored raises after that."""
     began = source.clock()
     try:
-        loaded = yield Load(lambda: load_many(list(arguments.values())), source.keys(won))
+        loaded = yield Load(lambda: load_many(list(arguments.values())), ((source.flights, won.keys()),))
         source.times.note(source.clock() - began)
         values = {argument: loaded.get(argument) for argument in arguments.values()}
     except GeneratorExit:
@@ -635,7 +635,7 @@ def _load_many(
     except BaseException:
         yield from _give_back(source, won)
         raise
-    fills, refused = source.fills({wire: (values[argument], won[wire]) for wire, argument in arguments.items()})
+    fills, refused = source.fills([*arguments], [*values.values()], [won[wire] for wire in arguments])
     yield from _send(source, fills, Refreshes if all(answer.found for answer in won.values()) else Fills, opened_before=began)
     if refused:
         yield from _give_back(source, {wire: won[wire] for wire in refused})
@@ -653,14 +653,10 @@ def _give_back(source: Source, answers: Mapping[bytes, Answer]) -> Flow[None]:
     yield from _send(source, leases, Commands)
 
 
-def _send(source: Source, commands: Mapping[bytes, bytes], kind: type[Commands], **options: Any) -> Flow[dict[bytes, Reply | None]]:
-    """Send one command for each key, to all nodes at once; the replies, None from nodes that cannot be asked."""
-    if not commands:
-        return {}
-    groups = source.planner.group_wires(list(commands))
-    sent = {address: kind(b"".join([commands[wire] for wire in group]), len(group), **options) for address, group in groups.items()}
-    _, failures = yield source.exchange(sent)
-    replies: dict[bytes, Reply | None] = {}
-    for address, group in groups.items():
-        replies.update(zip(group, repeat(None) if address in failures else sent[address].replies, strict=False))
-    return replies
+def _send(source: Source, commands: Mapping[bytes, bytes], kind: type[Commands], **options: Any) -> Flow[None]:
+    """Send one command for each key, to all nodes at once."""
+    if commands:
+        groups = source.planner.group_wires([*commands])
+        yield source.exchange(
+            {address: kind(b"".join([commands[wire] for wire in group]), len(group), **options) for address, group in groups.items()}
+        )

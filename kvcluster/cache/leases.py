@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from kvcluster.cache.envelope import ENVELOPE, bare, opened, sealed
-from kvcluster.cache.flights import LOADING, Flights, LoadedKey, LoadTimes, Sightings
+from kvcluster.cache.flights import LOADING, Flights, LoadTimes, Sightings
 from kvcluster.cache.near import Near
 from kvcluster.cache.policy import Policy
 from kvcluster.cache.shapes import UNTYPED, Shape
 from kvcluster.codec import Codec, Undecodable
 from kvcluster.errors import CallerError
 from kvcluster.plan import DeleteMany, Failures, Plan
-from kvcluster.planner import RELATIVE_MAX, STAMP_SIZE, Planner
+from kvcluster.planner import STAMP_SIZE, Planner
 from kvcluster.protocol import requests
 from kvcluster.protocol.hot import Reply
-from kvcluster.protocol.requests import Commands, Deletes, Request, Stores, is_placeholder
+from kvcluster.protocol.requests import Commands, Deletes, Request, is_placeholder
 from kvcluster.stats.counters import Counters
 
 #: The wire keys of the stamps that a value depends on.
@@ -60,6 +61,8 @@ class Answer(NamedTuple):
     stamps: Stamps = ()
     outdated: bool = False
 
+
+_tuple: Final = tuple.__new__  # as `Answer` is made, without the call that fills in its defaults
 
 UNASKED: Final = Answer()  # of a node that cannot be asked
 
@@ -145,6 +148,13 @@ class LeaseGets(Commands):
     def settle(self, counters: Counters) -> None:
         """Decode what was found, and count hits and misses."""
         replies = self.replies
+        if not self._wanted and not self._ahead:
+            # What is cold throughout brings placeholders that are all ours.
+            leases = [reply.cas for reply in replies if reply.won and not reply.value and not reply.flags]
+            if len(leases) == len(replies):
+                self.answers = [_tuple(Answer, (False, None, cas, True, False, False, b"", 0, (), False)) for cas in leases]
+                counters.misses += len(leases) * self._first
+                return
         counters.errors += len([reply for reply in replies if reply.value is None and " " in reply.status])
         if self._ahead:
             counters.takeovers += [reply.status for reply in replies[self._ahead - self._takeovers : self._ahead]].count("HD")
@@ -152,16 +162,7 @@ class LeaseGets(Commands):
         for stamp, reply in zip(self._wanted, replies[len(self.wires) :], strict=True):
             if reply.value is not None and len(reply.value) == STAMP_SIZE:
                 self.stamps[stamp] = reply.value
-        if self._depends:
-            answers = [self._answer(wire, reply, counters) for wire, reply in zip(self.wires, replies, strict=False)]
-        else:
-            answers = [
-                Answer(False, None, reply.cas, True)
-                if reply.won and not (reply.value or reply.flags)  # a placeholder that is ours: all of them, where all is cold
-                else self._answer(wire, reply, counters)
-                for wire, reply in zip(self.wires, replies, strict=False)
-            ]
-        self.answers = answers
+        self.answers = answers = [self._answer(wire, reply, counters) for wire, reply in zip(self.wires, replies, strict=False)]
         if self._first:
             found = [answer.found for answer in answers].count(True)
             counters.hits += found
@@ -293,15 +294,18 @@ class FirstGet(LeaseGets):
         return False
 
 
-class Fills(Stores):
+class Fills(Commands):
     """Compare-and-swap stores of loaded values."""
 
     __slots__ = ()
 
     def settle(self, counters: Counters) -> None:
         """Count what was stored, and what was not because something newer came in between."""
-        super().settle(counters)
-        counters.unstored += len(self.replies) - self.confirmed
+        stored = self.confirmed
+        counters.sets += stored
+        if stored < self.count:
+            counters.unstored += self.count - stored
+            counters.errors += [" " in reply.status for reply in self.replies].count(True)
 
     def fail(self, counters: Counters) -> None:
         """Count the values as not stored."""
@@ -388,16 +392,12 @@ class Source:
         early = policy.early(self.times.average)
         return b"v f c t N%d %bO%b" % (policy.lease_time, b"R%d " % early if early else b"", token)
 
-    def keys(self, wires: Iterable[bytes]) -> frozenset[LoadedKey]:
-        """Wire keys as `LOADING` holds them."""
-        return frozenset([(self.flights, wire) for wire in wires])
-
     def refuse_own(self, wires: Iterable[bytes]) -> None:
         """Refuse to wait for oneself.
 
         :raises CallerError: where the caller is a loader of one of these keys
         """
-        if (loading := LOADING.get()) and not loading.isdisjoint(self.keys(wires)):
+        if any(flights is self.flights and not loading.isdisjoint(wires) for flights, loading in LOADING.get()):
             raise CallerError(f"the loader of {self.planner.namespace!r} asks for the very key that it is loading")
 
     def take_over(self, wire: bytes, answer: Answer) -> bytes:
@@ -417,34 +417,37 @@ class Source:
 
         :param stored: the value's bytes and flags as `seal` gives them
         """
-        data, flags = stored
-        expiry = self.policy.expiry(absent)
-        ttl = int(expiry) if expiry <= RELATIVE_MAX else self.planner.ttl(expiry)
-        return requests.meta_set(wire, data, b"C%d T%d F%d" % (cas, ttl, flags))
+        return requests.fill_lines([wire], [stored], [cas], self.policy.expiries([absent], self.planner.ttl))[0]
 
-    def fills(self, loaded: Mapping[bytes, tuple[Any, Answer]]) -> tuple[dict[bytes, bytes], dict[bytes, Exception]]:
+    def fills(
+        self, wires: Sequence[bytes], values: Sequence[Any], answers: Sequence[Answer]
+    ) -> tuple[dict[bytes, bytes], dict[bytes, Exception]]:
         """`fill` for many values and the answers that they were loaded for, where there is something to store against; and the
         errors of those that cannot be stored.
         """
-        encode, expiry, ttl_of, plain = self.codec.encode, self.policy.expiry, self.planner.ttl, self.shape.fingerprint == UNTYPED
-        size_max = self.planner.item_size_max
-        fills: dict[bytes, bytes] = {}
-        refused: dict[bytes, Exception] = {}
-        for wire, (value, answer) in loaded.items():
+        stored = self._sealed(values, [answer.stamps for answer in answers])
+        ttls = self.policy.expiries([value is None for value in values], self.planner.ttl)
+        leases = [answer.cas for answer in answers]
+        refused = {wire: why for wire, why in zip(wires, stored, strict=True) if isinstance(why, Exception)}
+        if refused or 0 in leases:
+            keep = [at for at, wire in enumerate(wires) if leases[at] and wire not in refused]
+            wires, stored, leases, ttls = ([column[at] for at in keep] for column in (wires, stored, leases, ttls))
+        return dict(zip(wires, requests.fill_lines(wires, stored, leases, ttls), strict=True)), refused
+
+    def _sealed(self, values: Sequence[Any], stamps: Sequence[Stamps]) -> list[tuple[bytes, int] | Exception]:
+        """`seal` of what the codec makes of each value, or why it cannot be stored."""
+        if self.shape.fingerprint == UNTYPED and not any(stamps):
+            with suppress(Exception):  # a codec of the program's may raise anything: one by one it is known for which
+                plain = [*map(self.codec.encode, values)]
+                if max([len(data) for data, _ in plain]) <= self.planner.item_size_max:
+                    return plain
+        sealed = []
+        for value, under in zip(values, stamps, strict=True):
             try:
-                data, flags = encode(value)
-                if answer.stamps or not plain or len(data) > size_max:
-                    data, flags = self.seal(data, flags, answer.stamps)
-            except Exception as error:  # a codec of the program's may raise anything
-                refused[wire] = error
-                continue
-            if answer.cas and type(wire) is bytes:
-                ttl = expiry(value is None)
-                ttl = int(ttl) if ttl <= RELATIVE_MAX else ttl_of(ttl)
-                fills[wire] = b"ms %b %d C%d T%d F%d\r\n%b\r\n" % (wire, len(data), answer.cas, ttl, flags, data)
-            elif answer.cas:
-                fills[wire] = self.fill(wire, (data, flags), answer.cas, value is None)
-        return fills, refused
+                sealed.append(self.seal(*self.codec.encode(value), under))
+            except Exception as error:
+                sealed.append(error)
+        return sealed
 
     def seal(self, data: bytes, flags: int, stamps: Stamps) -> tuple[bytes, int]:
         """A value's bytes and flags as they are stored; too large a value raises before it is sent.

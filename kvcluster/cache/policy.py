@@ -11,13 +11,13 @@ import math
 import random
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Final, TypeAlias, TypedDict
 
 from kvcluster.errors import ConfigurationError
-from kvcluster.planner import EXPTIME_MAX
+from kvcluster.planner import EXPTIME_MAX, RELATIVE_MAX
 
 Duration: TypeAlias = float | timedelta | str
 
@@ -189,6 +189,19 @@ class Policy:
             return 0
         ttl -= ttl * self.jitter * random.random()
         return (max(1.0, ttl)) + self.stale
+
+    def expiries(self, absent: Sequence[bool], told: Callable[[float], int]) -> list[int]:
+        """`expiry` of several values, as memcached is told it.
+
+        :param absent: of each value, whether it says that there is none
+        :param told: what memcached is told for a ttl of any length
+        """
+        ttl = self.ttl or 0.0
+        spread = ttl * self.jitter
+        if True in absent or not 1 <= ttl - spread <= RELATIVE_MAX - self.stale - spread:
+            return [told(self.expiry(each)) for each in absent]
+        most, draw = ttl + self.stale, random.random
+        return [int(most - spread * draw()) for _ in absent]
 
     def early(self, load_time: float | None) -> int:
         """The remaining ttl below which a reader is to refresh a value, in seconds; 0 where none is to.

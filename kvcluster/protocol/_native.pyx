@@ -889,3 +889,56 @@ def set_lines(list wires not None, list values not None, bytes options not None,
         at = put(at, data)
         at = put(at, b"\r\n")
     return payload
+
+
+cdef inline char *put_field(char *at, const char *letter, unsigned long long number) noexcept nogil:
+    """A space, a letter and a number."""
+    cdef char[20] digits_of
+    cdef int size = 0
+    memcpy(at, letter, 2)
+    at += 2
+    while size == 0 or number:
+        digits_of[size] = <char>(c'0' + number % 10)
+        number //= 10
+        size += 1
+    while size:
+        size -= 1
+        at[0] = digits_of[size]
+        at += 1
+    return at
+
+
+def fills(list wires not None, list values not None, list leases not None, list ttls not None, key_on_line):
+    """One ``ms`` for each value, against the CAS number of its lease; see `kvcluster.protocol._pure.fills`."""
+    cdef list lines = []
+    cdef bytes key, tail, data
+    cdef char[96] fields  # four numbers of at most 20 digits, and what is before each
+    cdef char *end
+    cdef char *at
+    cdef Py_ssize_t i
+    if not len(wires) == len(values) == len(leases) == len(ttls):
+        raise ValueError("wires, values, leases and ttls must be equally many")
+    for i in range(len(wires)):
+        encoded, flags = values[i]
+        data = encoded if PyBytes_CheckExact(encoded) else bytes(encoded)
+        wire = wires[i]
+        if PyBytes_CheckExact(wire):
+            key, tail = wire, b"\r\n"
+        else:
+            key, b = key_on_line(wire)
+            tail = b + b"\r\n"
+        end = put_number(fields, PyBytes_GET_SIZE(data))
+        end = put_field(end, b" C", leases[i])
+        end = put_field(end, b" T", ttls[i])
+        end = put_field(end, b" F", flags)
+        line = PyBytes_FromStringAndSize(
+            NULL, 6 + PyBytes_GET_SIZE(key) + (end - fields) + PyBytes_GET_SIZE(tail) + PyBytes_GET_SIZE(data)
+        )
+        at = put(put(PyBytes_AS_STRING(line), b"ms "), key)
+        at[0] = c' '
+        at += 1
+        memcpy(at, fields, end - fields)
+        at = put(put(at + (end - fields), tail), data)
+        memcpy(at, b"\r\n", 2)
+        lines.append(line)
+    return lines

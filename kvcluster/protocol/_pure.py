@@ -422,3 +422,22 @@ def read_flags(reply: Reply, text: bytes) -> None:
             reply.taken = True
         elif token == b"X":
             reply.stale = True
+
+
+def fills(
+    wires: list[bytes],
+    values: list[tuple[bytes, int]],
+    leases: list[int],
+    ttls: list[int],
+    key_on_line: Callable[[bytes], tuple[bytes, bytes]],
+) -> list[bytes]:
+    """One ``ms`` for each value, against the CAS number of its lease.
+
+    :param values: data and client flags of each
+    :param key_on_line: as for `set_lines`
+    """
+    lines = []
+    for wire, (data, flags), cas, ttl in zip(wires, values, leases, ttls, strict=True):
+        key, b = (wire, b"") if type(wire) is bytes else key_on_line(wire)
+        lines.append(b"ms %b %d C%d T%d F%d%b\r\n%b\r\n" % (key, len(data), cas, ttl, flags, b, data))
+    return lines

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Malformed,
         Reader,
         Reply,
+        fills,
         group,
         plain_key,
         plain_keys,
@@ -33,6 +34,7 @@ else:
             Fetch,
             Reader,
             Reply,
+            fills,
             group,
             plain_key,
             plain_keys,
@@ -43,7 +45,7 @@ else:
 
         COMPILED = True
     except ImportError:
-        from kvcluster.protocol._pure import Fetch, Reader, Reply, group, plain_key, plain_keys, reads, send_all, set_lines
+        from kvcluster.protocol._pure import Fetch, Reader, Reply, fills, group, plain_key, plain_keys, reads, send_all, set_lines
 
         COMPILED = False
 
@@ -53,6 +55,7 @@ __all__ = [
     "Malformed",
     "Reader",
     "Reply",
+    "fills",
     "group",
     "plain_key",
     "plain_keys",

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from kvcluster.errors import IllegalKey
 from kvcluster.protocol.hot import Fetch as Fetch
-from kvcluster.protocol.hot import plain_key, set_lines
+from kvcluster.protocol.hot import fills, plain_key, set_lines
 
 if TYPE_CHECKING:
     from kvcluster.protocol.hot import Reply
@@ -132,6 +132,15 @@ def meta_sets(wires: list[bytes], values: list[tuple[bytes, int]], options: byte
     return set_lines(wires, values, options, _key)
 
 
+def fill_lines(wires: Sequence[bytes], values: Sequence[tuple[bytes, int]], leases: Sequence[int], ttls: Sequence[int]) -> list[bytes]:
+    """`meta_set` of each value against its lease, a CAS number, with a ttl of its own; a value is a pair of data and client flags.
+
+    >>> fill_lines([b"a"], [(b"xyz", 16)], [7], [60])
+    [b'ms a 3 C7 T60 F16\\r\\nxyz\\r\\n']
+    """
+    return fills([*wires], [*values], [*leases], [*ttls], _key)
+
+
 def meta_delete(wire: bytes, flags: bytes = b"") -> bytes:
     """``md``: delete one item, or with the flag ``I`` mark it stale.
 
@@ -209,7 +218,9 @@ class Commands:
     def misplaced(self) -> bool:
         """Whether a reply among them answers another request."""
         opaque = self.opaque
-        return bool(opaque) and any(
+        if not opaque or [reply.opaque for reply in self.replies].count(opaque) == len(self.replies):
+            return False
+        return any(
             reply.opaque != opaque and reply.status != "EN" and " " not in reply.status for reply in self.replies
         )
 
