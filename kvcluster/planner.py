@@ -246,10 +246,10 @@ class Planner:
         """A plan of deletes made by hand for a planner's nodes; where a resize is under way, for old and new owners."""
         return make(self)
 
-    def take_along(self, leases: Mapping[bytes, int]) -> Plan[set[bytes]] | None:
+    def take_along(self, leases: Iterable[tuple[bytes, int]]) -> Plan[set[bytes]] | None:
         """What is to be done before values are loaded for leases that were won: None, for there is no other owner to ask.
 
-        :param leases: the CAS numbers of the leases, by wire key
+        :param leases: wire keys, and the CAS numbers of their leases
         :returns: where a resize is under way, a plan whose result is the keys that can now be read
         """
         return None

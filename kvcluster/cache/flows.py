@@ -253,11 +253,12 @@ def _mended(source: Source, wire: bytes, stamps: Stamps, answer: Answer) -> Flow
 
 def _taken_along(source: Source, answers: Mapping[bytes, Answer], depends: Mapping[bytes, Stamps]) -> Flow[Mapping[bytes, Answer]]:
     """In the middle of a resize: what old owners have of what was won is copied to the new ones, and asked for again."""
-    leases = {wire: answer.cas for wire, answer in answers.items() if answer.won and not (answer.found or answer.spare)}
-    copying = source.planner.take_along(leases) if leases else None
+    leases = ((wire, answer.cas) for wire, answer in answers.items() if answer.won and not (answer.found or answer.spare))
+    copying = source.planner.take_along(leases)
     if copying is None or not (copied := (yield copying)):
         return answers
-    return {**answers, **(yield from _ask_all(source, sorted(copied), depends, first=False))}
+    again, _ = yield from _ask_all(source, sorted(copied), depends, first=False)
+    return {**answers, **again}
 
 
 def _mend(source: Source, answers: Mapping[bytes, Answer], depends: Mapping[bytes, Stamps]) -> Flow[Mapping[bytes, Answer]]:
@@ -470,8 +471,7 @@ def read_many(
     patience = Patience(source, progress)
     while True:
         now = source.clock()
-        answers = yield from _ask_many(source, list(pending), depends, first)
-        won = {wire: answer for wire, answer in answers.items() if not answer.found and not answer.lost}
+        answers, won = yield from _ask_many(source, list(pending), depends, first)
         rest = {} if len(won) == len(answers) else {wire: answer for wire, answer in answers.items() if wire not in won}
         lost = {wire: answer for wire, answer in rest.items() if not answer.found}
         try:
@@ -518,21 +518,29 @@ def read_many(
         first, delay = False, min(delay * 1.5, LAST_POLL)
 
 
-def _ask_many(source: Source, wires: Sequence[bytes], depends: Mapping[bytes, Stamps], first: bool) -> Flow[Mapping[bytes, Answer]]:
-    """Read keys or take their leases."""
-    answers = yield from _ask_all(source, wires, depends, first)
-    answers = yield from _taken_along(source, answers, depends)
-    return (yield from _mend(source, answers, depends))
+def _ask_many(
+    source: Source, wires: Sequence[bytes], depends: Mapping[bytes, Stamps], first: bool
+) -> Flow[tuple[Mapping[bytes, Answer], Mapping[bytes, Answer]]]:
+    """Read keys or take their leases: all answers, and those of them that leave it to this caller to load the value."""
+    asked, cold = yield from _ask_all(source, wires, depends, first)
+    answers = yield from _taken_along(source, asked, depends)
+    if cold and answers is asked:
+        return answers, answers
+    answers = yield from _mend(source, answers, depends)
+    return answers, {wire: answer for wire, answer in answers.items() if not answer.found and not answer.lost}
 
 
-def _ask_all(source: Source, wires: Sequence[bytes], depends: Mapping[bytes, Stamps], first: bool) -> Flow[Mapping[bytes, Answer]]:
+def _ask_all(
+    source: Source, wires: Sequence[bytes], depends: Mapping[bytes, Stamps], first: bool
+) -> Flow[tuple[Mapping[bytes, Answer], bool]]:
+    """The answers, and whether all of them are a lease and nothing else."""
     groups = source.planner.group_wires(wires)
     asking = {address: LeaseGets(source, group, depends, first) for address, group in groups.items()}
     _, failures = yield source.exchange(asking)
     answers: dict[bytes, Answer] = {}
     for address, group in groups.items():
         answers.update(zip(group, repeat(UNASKED) if address in failures else asking[address].answers, strict=False))
-    return answers
+    return answers, not failures and all(request.cold for request in asking.values())
 
 
 def _spared_many(source: Source, arguments: Mapping[bytes, Any], spares: Mapping[bytes, Answer]) -> Flow[dict[Any, Any]]:
@@ -629,7 +637,7 @@ def _load_many(
     try:
         loaded = yield Load(lambda: load_many(list(arguments.values())), ((source.flights, won.keys()),))
         source.times.note(source.clock() - began)
-        values = {argument: loaded.get(argument) for argument in arguments.values()}
+        values = dict(zip(arguments.values(), map(loaded.get, arguments.values()), strict=True))
     except GeneratorExit:
         raise
     except BaseException:
@@ -657,6 +665,5 @@ def _send(source: Source, commands: Mapping[bytes, bytes], kind: type[Commands],
     """Send one command for each key, to all nodes at once."""
     if commands:
         groups = source.planner.group_wires([*commands])
-        yield source.exchange(
-            {address: kind(b"".join([commands[wire] for wire in group]), len(group), **options) for address, group in groups.items()}
-        )
+        payloads = {address: b"".join([commands[wire] for wire in group]) for address, group in groups.items()}
+        yield source.exchange({address: kind(payload, len(groups[address]), **options) for address, payload in payloads.items()})

@@ -206,6 +206,8 @@ class Loader(LoaderBase[P, R]):
 
 def by_argument(places: Places, values: Mapping[Any, Any]) -> dict[Any, Any]:
     """The values for all arguments, by argument: of those that share a key, one was asked for."""
+    if len(places.wires) == len(places.arguments):
+        return dict(zip(places.wires, map(values.get, places.wires), strict=True))
     return {argument: values.get(places.arguments[wire]) for argument, wire in places.wires.items()}
 
 

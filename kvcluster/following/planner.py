@@ -135,11 +135,11 @@ class FollowingPlanner(Planner):
         """See `Planner.overhear`."""
         return Watched(plan, self, None)
 
-    def take_along(self, leases: Mapping[bytes, int]) -> Plan[set[bytes]] | None:
+    def take_along(self, leases: Iterable[tuple[bytes, int]]) -> Plan[set[bytes]] | None:
         """See `Planner.take_along`: values that old owners have are copied to the places that the leases are."""
         if self.reads_once:
             return None
-        moving = {wire: cas for wire, cas in leases.items() if self.moves(wire)}
+        moving = {wire: cas for wire, cas in leases if self.moves(wire)}
         return self.overhear(TakeAlong(self, moving)) if moving else None
 
     # -- writes that may be repeated

@@ -12,6 +12,7 @@ Nothing here relies on the GIL: a `Reader` belongs to one connection, which has 
 but their arguments, which must be lists and tuples that no other thread changes meanwhile.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.bytes cimport _PyBytes_Resize
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
@@ -133,6 +134,7 @@ cdef object shown(const char *at, const char *stop):
     return f"{at[:stop - at]!r:.100}"
 
 
+@cython.no_gc  # it holds numbers and texts, which make no cycles, and there are thousands at a time
 cdef class Reply:
     """The reply to one meta command; see `kvcluster.protocol._pure.Reply`."""
 
@@ -942,3 +944,14 @@ def fills(list wires not None, list values not None, list leases not None, list 
         memcpy(at, b"\r\n", 2)
         lines.append(line)
     return lines
+
+
+def leases(list replies not None):
+    """The CAS numbers of replies that are all fresh leases, else None; see `kvcluster.protocol._pure.leases`."""
+    cdef list numbers = []
+    cdef Reply reply
+    for reply in replies:
+        if not reply.won or reply.value or reply.flags:
+            return None
+        numbers.append(reply.cas)
+    return numbers

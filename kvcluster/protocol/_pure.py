@@ -441,3 +441,10 @@ def fills(
         key, b = (wire, b"") if type(wire) is bytes else key_on_line(wire)
         lines.append(b"ms %b %d C%d T%d F%d%b\r\n%b\r\n" % (key, len(data), cas, ttl, flags, b, data))
     return lines
+
+
+def leases(replies: list[Reply]) -> list[int] | None:
+    """The CAS numbers of the leases that replies to meta gets are; None where one of them is something else."""
+    if any(not reply.won or reply.value or reply.flags for reply in replies):
+        return None
+    return [reply.cas for reply in replies]

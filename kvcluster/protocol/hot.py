@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Reply,
         fills,
         group,
+        leases,
         plain_key,
         plain_keys,
         reads,
@@ -36,6 +37,7 @@ else:
             Reply,
             fills,
             group,
+            leases,
             plain_key,
             plain_keys,
             reads,
@@ -45,7 +47,19 @@ else:
 
         COMPILED = True
     except ImportError:
-        from kvcluster.protocol._pure import Fetch, Reader, Reply, fills, group, plain_key, plain_keys, reads, send_all, set_lines
+        from kvcluster.protocol._pure import (
+            Fetch,
+            Reader,
+            Reply,
+            fills,
+            group,
+            leases,
+            plain_key,
+            plain_keys,
+            reads,
+            send_all,
+            set_lines,
+        )
 
         COMPILED = False
 
@@ -57,6 +71,7 @@ __all__ = [
     "Reply",
     "fills",
     "group",
+    "leases",
     "plain_key",
     "plain_keys",
     "reads",

@@ -132,7 +132,9 @@ def meta_sets(wires: list[bytes], values: list[tuple[bytes, int]], options: byte
     return set_lines(wires, values, options, _key)
 
 
-def fill_lines(wires: Sequence[bytes], values: Sequence[tuple[bytes, int]], leases: Sequence[int], ttls: Sequence[int]) -> list[bytes]:
+def fill_lines(
+    wires: Sequence[bytes], values: Sequence[tuple[bytes, int]], leases: Sequence[int], ttls: Sequence[int]
+) -> list[bytes]:
     """`meta_set` of each value against its lease, a CAS number, with a ttl of its own; a value is a pair of data and client flags.
 
     >>> fill_lines([b"a"], [(b"xyz", 16)], [7], [60])
@@ -220,9 +222,7 @@ class Commands:
         opaque = self.opaque
         if not opaque or [reply.opaque for reply in self.replies].count(opaque) == len(self.replies):
             return False
-        return any(
-            reply.opaque != opaque and reply.status != "EN" and " " not in reply.status for reply in self.replies
-        )
+        return any(reply.opaque != opaque and reply.status != "EN" and " " not in reply.status for reply in self.replies)
 
     @property
     def confirmed(self) -> int:

@@ -13,6 +13,9 @@ from kvcluster import Cache
 from kvcluster.cache.flights import LEAST_TAKEOVER, UNMEASURED_TAKEOVER, LoadTimes
 from kvcluster.cache.policy import Policy, seconds
 from kvcluster.errors import ConfigurationError
+from kvcluster.placement import placement
+from kvcluster.planner import Planner
+from kvcluster.topology import Node
 
 
 @pytest.mark.parametrize(
@@ -200,3 +203,29 @@ def test_fast_loads_are_refreshed_early_at_times() -> None:
     policy = Policy(ttl=1000, xfetch=1.0)
     early = [policy.early(0.05) > 0 for _ in range(4000)]
     assert 0.02 < sum(early) / len(early) < 0.09, "rounded by chance, to 0.05 on the average"
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(600),
+        Policy(600, jitter=0, stale_if_error=50),
+        Policy(1, jitter=0.9),
+        Policy(None),
+        Policy(None, stale_if_error=50),
+        Policy(29 * 86400, stale_while_revalidate=2 * 86400),
+        Policy(60 * 86400, negative=86400),
+    ],
+)
+@pytest.mark.parametrize("absent", [[False] * 300, [True] * 300, [False, True, False] * 100])
+def test_ttls_of_several_are_those_of_each(policy: Policy, absent: list[bool]) -> None:
+    told = Planner(placement("slots", [Node("a:1")]), clock=lambda: 1.7e9).ttl
+    several = policy.expiries(absent, told)
+    for kind in set(absent):
+        ttls = [ttl for ttl, each in zip(several, absent, strict=True) if each is kind]
+        drawn = [told(policy.expiry(kind)) for _ in range(3000)]
+        lowest, highest = min(drawn), max(drawn)
+        slack = (highest - lowest) // 50 + 1
+        assert lowest - slack <= min(ttls) <= max(ttls) <= highest + slack
+        assert max(ttls) - min(ttls) >= (highest - lowest) // 2
+    assert len(several) == len(absent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -94,6 +95,44 @@ def test_lengths_of_any_number_of_digits(hot: ModuleType, size: int) -> None:
 def test_as_many_values_as_keys(hot: ModuleType, values: list[tuple[bytes, int]]) -> None:
     with pytest.raises(ValueError, match=r"equally many|zip"):
         hot.set_lines([b"k"], values, b"T0", requests._key)
+
+
+def test_fills_are_the_lines_of_each(hot: ModuleType) -> None:
+    wires = [b"a", BinaryKey(b"a b"), b"c"]
+    values = [(b"xyz", 16), (b"7", 2), (b"", 2**32 - 1)]
+    assert hot.fills(wires, values, [7, 2**64 - 1, 1], [60, 0, 2**31 - 1], requests._key) == [
+        b"ms a 3 C7 T60 F16\r\nxyz\r\n",
+        b"ms YSBi 1 C18446744073709551615 T0 F2 b\r\n7\r\n",
+        b"ms c 0 C1 T2147483647 F4294967295\r\n\r\n",
+    ]
+
+
+@pytest.mark.parametrize("short", range(4))
+def test_as_many_of_each_as_of_the_others(hot: ModuleType, short: int) -> None:
+    columns: list[list[Any]] = [[b"k", b"l"], [(b"x", 0)] * 2, [1, 2], [3, 4]]
+    columns[short].pop()
+    with pytest.raises(ValueError, match=r"equally many|zip"):
+        hot.fills(*columns, requests._key)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_leases_are_told_from_everything_else(name: str) -> None:
+    hot = twin(name)
+
+    def reply(status: str = "VA", *, value: bytes | None = b"", flags: int = 0, cas: int = 7, won: bool = True) -> Any:
+        made = hot.Reply(status)
+        made.value, made.flags, made.cas, made.won = value, flags, cas, won
+        return made
+
+    assert hot.leases([]) == []
+    assert hot.leases([reply(), reply("EN", value=None, cas=2**64 - 1)]) == [7, 2**64 - 1]
+    for other in (
+        reply(value=b"stale"),
+        reply(flags=32),
+        reply(won=False),
+        reply("SERVER_ERROR out of memory", value=None, won=False),
+    ):
+        assert hot.leases([reply(), other]) is None
 
 
 def test_group_keeps_the_order(hot: ModuleType) -> None:
@@ -214,6 +253,23 @@ def test_twins_make_the_same_key(key: object, prefix: bytes) -> None:
     assert wire == pure.plain_key(key, prefix)
     assert type(wire) in (bytes, type(None))
     assert native.plain_keys([key], prefix, repr) == pure.plain_keys([key], prefix, repr)
+
+
+@needs_native
+@given(
+    st.lists(
+        st.tuples(any_key, st.binary(), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1)), max_size=8
+    )
+)
+def test_twins_fill_the_same(lines: list[tuple[str | bytes, bytes, int, int, int]]) -> None:
+    wires, values = [wire_key(key) for key, *_ in lines], [(data, flags) for _, data, flags, _, _ in lines]
+    leases, ttls = [cas for *_, cas, _ in lines], [ttl for *_, ttl in lines]
+    made = twin("_native").fills(wires, values, leases, ttls, requests._key)
+    assert made == twin("_pure").fills(wires, values, leases, ttls, requests._key)
+    assert made == [
+        requests.meta_set(wire, data, b"C%d T%d F%d" % (cas, ttl, flags))
+        for wire, (data, flags), cas, ttl in zip(wires, values, leases, ttls, strict=True)
+    ]
 
 
 @needs_native
