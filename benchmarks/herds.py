@@ -6,6 +6,7 @@ first instruction after that.
 
 - `cold`: every caller asks for one cold key whose loader takes `LOAD`. How often was it loaded, and how long did they wait?
 - `orphaned`: as before, and the process that won is killed in the middle of its load.
+- `unrefreshed`: every caller reads an aging value until it is a new one; the process that was to refresh it was killed meanwhile.
 - `storm`: callers read a few keys again and again while a writer changes them. How many loads does the database get a second?
 """
 
@@ -25,6 +26,7 @@ PROCESSES, CALLERS = 8, 16
 LOAD = 0.2  # seconds that a load takes in `cold` and `orphaned`
 START = 0.15  # seconds for telling all processes
 LIMIT = 60.0  # seconds until a process is given up
+GLANCE = 0.01  # seconds between two reads in `unrefreshed`, half of the longest pause
 PATIENCE = 10.0  # seconds, the time limit of every client: nobody does less work by giving up
 
 STORM_KEYS, STORM_LOAD, STORM_PAUSE, STORM_WRITE = 10, 0.02, 0.02, 0.025  # seconds: of a load, between reads, between writes
@@ -129,11 +131,21 @@ class Own:
         def loaded(key: str) -> str:
             return self._load()
 
+        @cache.loader("aging:{key}", ttl=1, stale_while_revalidate="1h")
+        def aging(key: str) -> str:
+            return self._load()
+
         self._loaded = loaded
+        self._aging = aging
 
     def get(self, key: str, load: Load) -> str:
         self._load = load
         return self._loaded(key)
+
+    def aging(self, key: str, load: Load) -> str:
+        """A value that is served on while somebody refreshes it, once it is a second old."""
+        self._load = load
+        return self._aging(key)
 
     def forget(self, key: str) -> None:
         self._loaded.invalidate(key)
@@ -206,6 +218,28 @@ class Worker:
         _in_threads(ask)
         return loads[0], waited
 
+    def unrefreshed(self, name: str, key: str, at: float) -> tuple[int, list[float]]:
+        """All callers read an aging value from that moment on: how often the loader ran here, and when each had a new value."""
+        client, loads, waited = self._clients[name], [0], [0.0] * CALLERS
+        client.aging(f"warm-{random.random()}", lambda: time.sleep(LOAD) or "warm")
+
+        def load() -> str:
+            with self._lock:
+                loads[0] += 1
+            time.sleep(LOAD)
+            return key
+
+        def ask(number: int) -> None:
+            chance = random.Random(f"{key} {number}")
+            time.sleep(max(0.0, at - time.monotonic()))
+            start = time.perf_counter()
+            while client.aging(key, load) != key:
+                time.sleep(chance.uniform(0, 2 * GLANCE))
+            waited[number] = time.perf_counter() - start
+
+        _in_threads(ask)
+        return loads[0], waited
+
     def storm(self, name: str, mark: str, at: float, seconds: float) -> tuple[list[float], int]:
         """All callers read for so long: when after the beginning loads began here, and how many reads there were."""
         client, began, reads = self._clients[name], [], [0] * CALLERS
@@ -268,6 +302,23 @@ def _serve(pipe: Connection, addresses: Sequence[str]) -> None:
 def _doomed(pipe: Connection, addresses: Sequence[str], key: str) -> None:
     """Win the lease of a key, say so, and never come back."""
     Own(addresses).get(key, lambda: pipe.send("loading") or time.sleep(LIMIT) or "")
+
+
+def _doomed_refresh(pipe: Connection, addresses: Sequence[str], key: str) -> None:
+    """Store a value, let it age, win its refresh, say so, and never come back."""
+    own = Own(addresses)
+    own.aging(key, lambda: "old")
+    loading = threading.Event()
+
+    def hang() -> str:
+        pipe.send("loading")
+        loading.set()
+        time.sleep(LIMIT)
+        return ""
+
+    while not loading.wait(0.05):
+        own.aging(key, hang)
+    time.sleep(LIMIT)
 
 
 class Failed(Exception):
@@ -373,19 +424,32 @@ class Herd:
         waits = Waits()
         for number in range(rounds):
             tell(f"killed winner, round {number + 1} of {rounds}")
-            key = _key()
-            here, there = self._context.Pipe()
-            doomed = self._context.Process(target=_doomed, args=(there, self._addresses, key), daemon=True)
-            doomed.start()
-            try:
-                if not here.poll(LIMIT):
-                    raise Failed("the winner did not begin")
-            finally:
-                doomed.kill()
-                doomed.join()
-            answers = self._all("cold", LEASED, key, time.monotonic() + START)
+            answers = self._all("cold", LEASED, self._left_by(_doomed), time.monotonic() + START)
             waits.note([(1, []), *answers])
         return waits
+
+    def unrefreshed(self, rounds: int, tell: Callable[[str], object]) -> Waits:
+        """kvcluster's herd before a value whose refresh was won by a process that is killed."""
+        waits = Waits()
+        for number in range(rounds):
+            tell(f"killed in a refresh, round {number + 1} of {rounds}")
+            answers = self._all("unrefreshed", LEASED, self._left_by(_doomed_refresh), time.monotonic() + START + 2 * LOAD)
+            waits.note([(1, []), *answers])
+        return waits
+
+    def _left_by(self, process: Callable[..., None]) -> str:
+        """A key that a process was loading when it was killed."""
+        key = _key()
+        here, there = self._context.Pipe()
+        doomed = self._context.Process(target=process, args=(there, self._addresses, key), daemon=True)
+        doomed.start()
+        try:
+            if not here.poll(LIMIT):
+                raise Failed("the winner did not begin")
+        finally:
+            doomed.kill()
+            doomed.join()
+        return key
 
     def storm(self, rounds: int, seconds: float, tell: Callable[[str], object]) -> dict[str, Storm]:
         """With and without leases in turn."""

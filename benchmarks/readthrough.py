@@ -36,6 +36,7 @@ class Results:
     groups: dict[str, costs.Group] = field(default_factory=dict)
     cold: dict[str, herds.Waits] = field(default_factory=dict)
     orphaned: herds.Waits = field(default_factory=herds.Waits)
+    unrefreshed: herds.Waits = field(default_factory=herds.Waits)
     storms: dict[str, herds.Storm] = field(default_factory=dict)
     load: float = field(default_factory=lambda: os.getloadavg()[0])
     taken: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -50,6 +51,7 @@ def run(rounds: int, tell: Callable[[str], object]) -> Results:
         with herds.Herd(addresses) as herd:
             results.cold = herd.cold(HERD_ROUNDS, tell)
             results.orphaned = herd.orphaned(ORPHAN_ROUNDS, tell)
+            results.unrefreshed = herd.unrefreshed(ORPHAN_ROUNDS, tell)
             results.storms = herd.storm(STORM_ROUNDS, STORM_SECONDS, tell)
         groups = []
         tell("hits")
@@ -113,6 +115,9 @@ def _waits(what: str, waits: Callable[[Results], herds.Waits], loads: int, most:
 MARKS = (
     *_waits("cold herd", lambda results: results.cold.get(herds.LEASED, herds.Waits()), 1, herds.LOAD + ALLOWANCE),
     *_waits("winner killed", lambda results: results.orphaned, 2, 3 * herds.LOAD + ALLOWANCE),
+    *_waits(
+        "killed in a refresh", lambda results: results.unrefreshed, 2, 3 * herds.LOAD + ALLOWANCE + 2 * herds.GLANCE
+    ),  # seen by the next read
     _cost("bulk 100", "cold, 100 keys", 2.0),
     _cost("bulk 1000", "cold, 1000 keys", 2.0),
     _cost("hit", "a hit", 1.3),
@@ -177,7 +182,11 @@ def marks(results: Results) -> list[str]:
 
 def waits(results: Results) -> list[str]:
     """How each contender's herd waited; a range over the rounds."""
-    rows = {**results.cold, "kvcluster, winner killed by -9": results.orphaned}
+    rows = {
+        **results.cold,
+        "kvcluster, winner killed by -9": results.orphaned,
+        "kvcluster, killed in a refresh; until a new value": results.unrefreshed,
+    }
     lines = [
         [
             name,

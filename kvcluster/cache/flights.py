@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 LEAST_TAKEOVER: Final = 0.05
 UNMEASURED_TAKEOVER: Final = 2.0
+FIRST_POLL: Final = 0.002
+LAST_POLL: Final = 0.005
+LEAST_POLL: Final = 0.001
 MOST_SIGHTINGS: Final = 1024
 _QUIET: Final = 60.0  # seconds between two complaints about one loader
 
@@ -119,10 +122,14 @@ LOADING: ContextVar[Loading] = ContextVar("kvcluster_loading", default=())
 
 
 class LoadTimes:
-    """How long loads of one loader take: a moving average in seconds, None before the first. ``count`` says how many there were."""
+    """How long loads of one loader take: a moving average in seconds, None before the first. ``count`` says how many there were.
+
+    ``usual`` is the same of those loads alone that came to an end here.
+    """
 
     def __init__(self) -> None:
         self.average: float | None = None
+        self.usual: float | None = None
         self.count = 0
         self._complained = -_QUIET
         fork.renewed(self)
@@ -136,6 +143,7 @@ class LoadTimes:
         with self._lock:
             self.count += 1
             self.average = seconds if self.average is None else self.average * 0.8 + seconds * 0.2
+            self.usual = seconds if self.usual is None else self.usual * 0.8 + seconds * 0.2
 
     def at_least(self, seconds: float) -> None:
         """Take a load into account that was given up after so long: a load takes at least that long, or its process has died.
@@ -154,6 +162,12 @@ class LoadTimes:
                 return
             self._complained = now
         log.warning("%s: %r", message, error)
+
+    def pause(self, waited: float, delay: float) -> float:
+        """How long somebody who has waited so long for another's load pauses before asking again, in seconds: ``delay``, but less
+        about the moment at which loads usually end.
+        """
+        return delay if self.usual is None else min(delay, max(LEAST_POLL, abs(self.usual - waited) / 8))
 
     def takeover(self, policy: Policy) -> float:
         """How long a waiter trusts the same winner, in seconds."""

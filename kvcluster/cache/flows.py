@@ -29,9 +29,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from kvcluster.cache.flights import Flight, Loading, Outcome
+from kvcluster.cache.flights import FIRST_POLL, LAST_POLL, Flight, Loading, Outcome
 from kvcluster.cache.leases import (
     NO_STAMPS,
     UNASKED,
@@ -51,9 +51,6 @@ from kvcluster.protocol import requests
 from kvcluster.protocol.requests import Commands, Request
 
 T = TypeVar("T")
-
-FIRST_POLL: Final = 0.002
-LAST_POLL: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,10 +387,11 @@ def _wait(
     :param answer: what the node said of the key, which another caller is loading
     :returns: when that was asked, and the last answer
     """
-    since, delay = source.clock(), FIRST_POLL
+    since = asked = source.clock()
+    delay = FIRST_POLL
     while True:
-        yield Sleep(patience.left(spare, delay) or 0)
-        delay = min(delay * 1.5, LAST_POLL)
+        yield Sleep(patience.left(spare, source.times.pause(asked - since, delay)) or 0)
+        delay = min(max(delay * 1.5, FIRST_POLL), LAST_POLL)
         winner, asked = answer.cas, source.clock()
         answer = yield from _ask(source, wire, stamps)
         if answer.found or not answer.lost or patience.over(spare):
@@ -403,7 +401,7 @@ def _wait(
         elif asked - since > source.times.takeover(source.policy):
             source.times.at_least(asked - since)
             yield from _send(source, {wire: source.take_over(wire, answer)}, TakeOvers)
-            delay = FIRST_POLL
+            delay = 0.0  # the next who asks wins
 
 
 def _load(source: Source, wire: bytes, load: Callable[[], Any], answer: Answer) -> Flow[Outcome]:
@@ -514,7 +512,7 @@ def read_many(
                 overdue[wire] = source.take_over(wire, answer)
                 source.times.at_least(waited)
         yield from _send(source, overdue, TakeOvers)
-        yield Sleep(patience.left(spare, delay) or 0)
+        yield Sleep(patience.left(spare, source.times.pause(now - progress, delay)) or 0)
         first, delay = False, min(delay * 1.5, LAST_POLL)
 
 

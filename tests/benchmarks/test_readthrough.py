@@ -44,6 +44,9 @@ def test_a_herd_of_every_contender_waits_for_its_loads(addresses: list[str], mon
         assert cold["kvcluster"].loads == [1]
         orphaned = herd.orphaned(1, quiet)
         assert orphaned.loads == [2]
+        unrefreshed = herd.unrefreshed(1, quiet)
+        assert unrefreshed.loads == [2]
+        assert unrefreshed.middle[0] >= 3 * herds.LOAD - 0.05
         storms = herd.storm(2, 0.3, quiet)
     for storm in storms.values():
         assert storm.seconds == pytest.approx(0.6)

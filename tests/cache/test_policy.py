@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcluster import Cache
-from kvcluster.cache.flights import LEAST_TAKEOVER, UNMEASURED_TAKEOVER, LoadTimes
+from kvcluster.cache.flights import FIRST_POLL, LAST_POLL, LEAST_POLL, LEAST_TAKEOVER, UNMEASURED_TAKEOVER, LoadTimes
 from kvcluster.cache.policy import Policy, seconds
 from kvcluster.errors import ConfigurationError
 from kvcluster.placement import placement
@@ -92,6 +92,17 @@ def test_for_ever_is_zero_on_the_wire_but_absence_always_expires() -> None:
     policy = Policy(ttl=None, negative=5)
     assert policy.expiry() == 0
     assert 4.5 <= policy.expiry(absent=True) <= 5
+
+
+def test_polls_are_most_frequent_when_loads_usually_end() -> None:
+    times = LoadTimes()
+    assert times.pause(0.2, LAST_POLL) == LAST_POLL, "nothing was measured"
+    times.note(0.2)
+    pauses = {waited: times.pause(waited, LAST_POLL) for waited in (0.0, 0.15, 0.18, 0.195, 0.2, 0.205, 0.22, 0.25, 0.3)}
+    assert [*pauses.values()] == pytest.approx([0.005, 0.005, 0.0025, 0.001, 0.001, 0.001, 0.0025, 0.005, 0.005])
+    assert times.pause(0.0, FIRST_POLL) == FIRST_POLL
+    times.at_least(1.0)
+    assert times.pause(0.2, LAST_POLL) == LEAST_POLL, "a load that was given up is not how long they usually take"
 
 
 def test_takeover_follows_the_measured_load_time() -> None:
