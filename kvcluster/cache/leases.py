@@ -103,6 +103,7 @@ class LeaseGets(Commands):
         "_wanted",
         "answers",
         "cold",
+        "failure",
         "stamps",
         "wires",
     )
@@ -132,6 +133,7 @@ class LeaseGets(Commands):
         self.wires = wires
         self.answers: list[Answer] = []
         self.cold = False
+        self.failure = None
         self.stamps: dict[bytes, bytes] = {}
         self._source = source
         self._depends = depends
@@ -199,8 +201,9 @@ class LeaseGets(Commands):
             if fingerprint != source.shape.fingerprint and not source.shape.reads(fingerprint):
                 raise Undecodable("the value is of another shape")
             value = source.codec.decode(data, flags)
-        except Exception:  # whatever a codec raises, the value is of no use: it is loaded again, and replaced
+        except Exception as error:  # whatever a codec raises, the value is of no use: it is loaded again, and replaced
             counters.undecodable += 1
+            self.failure = wire, error
             return Answer(False, None, reply.cas, won, lost, stamps=stamps)
         if under != b"".join(stamps) or b"" in stamps:
             return Answer(False, None, reply.cas, won, lost, stamps=stamps, outdated=True)
@@ -258,6 +261,7 @@ class FirstGet(LeaseGets):
         self.payload = payload + requests.meta_gets(stamps, b"v O" + token) if stamps else payload
         self.count = 1 + len(stamps)
         self.replies = []
+        self.failure = None
         self.wires = (wire,)
         self.hit = False
         self._source = source

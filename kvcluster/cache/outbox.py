@@ -214,8 +214,7 @@ class Outbox:
     def __init__(self, name: str = TABLE, *, delay: float = 0.5) -> None:
         self.table = table_of(name)
         self._insert = insert(self.table)
-        # One by one: to delete several at once MariaDB may read the whole table, and wait for rows that others have locked.
-        self.deletion = delete(self.table).where(self.table.c.id == bindparam("row"))
+        self._deletion = delete(self.table).where(self.table.c.id == bindparam("row"))
         self._delay = delay
         self._tasks: dict[asyncio.AbstractEventLoop, tuple[asyncio.Task[None], asyncio.Event]] = {}
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()  # listened to
@@ -278,6 +277,20 @@ class Outbox:
         created = self.table.c.created_at
         rows, age = connection.execute(select(func.count(), Now() - func.min(created)), execution_options=_ONE_TABLE).one()
         return Lag(rows, max(0, age or 0) / 1000)
+
+    def delete(self, connection: Connection, ids: Iterable[int]) -> None:
+        """Delete rows. In the order of their ids, so that two who delete the same ones do not deadlock."""
+        dialect, several = connection.dialect, sorted(ids)
+        if dialect.name not in ("mysql", "mariadb"):
+            connection.execute(self._deletion, [{"row": id} for id in several])
+            return
+        # Drivers would send one statement for each row. Of one with IN, MariaDB may read the whole table, and wait for rows that
+        # others have locked: this says that the rows are looked up one after the other.
+        table = dialect.identifier_preparer.quote(self.table.name)
+        rows = " UNION ALL ".join([f"SELECT {id:d} AS id" for id in several])
+        connection.exec_driver_sql(
+            f"DELETE o FROM ({rows}) AS done STRAIGHT_JOIN {table} AS o FORCE INDEX (PRIMARY) ON o.id = done.id"
+        )
 
     # -- the writer
 
@@ -360,7 +373,7 @@ class Outbox:
                     return
             for engine, ids in _batches(rows):
                 with self._judged(len(ids)), quiet(engine).begin() as connection:
-                    connection.execute(self.deletion, named(ids))
+                    self.delete(connection, ids)
 
     def _done_async(self, rows: list[tuple[Engine, int]]) -> None:
         loop = asyncio.get_running_loop()
@@ -386,7 +399,7 @@ class Outbox:
                 for engine, ids in _batches(rows):
                     with self._judged(len(ids)):
                         async with AsyncEngine(quiet(engine)).begin() as connection:
-                            await connection.execute(self.deletion, named(ids))
+                            await connection.run_sync(self.delete, ids)
         finally:
             del self._tasks[loop]
             self._left += len(self._async_rows.pop(loop, ()))  # the loop ends
@@ -440,11 +453,6 @@ def quiet(engine: Engine) -> Engine:
     """
     engine = engine.execution_options(**_ONE_TABLE)
     return engine if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="READ COMMITTED")
-
-
-def named(ids: Iterable[int]) -> list[dict[str, int]]:
-    """The parameters of `Outbox.deletion`. In the order of the ids, so that two who delete the same rows do not deadlock."""
-    return [{"row": id} for id in sorted(ids)]
 
 
 def cause(error: BaseException) -> str:

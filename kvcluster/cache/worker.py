@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, bindparam, select, update
 
-from kvcluster.cache.outbox import Lag, Message, Now, Outbox, Unreadable, cause, named, quiet
+from kvcluster.cache.outbox import Lag, Message, Now, Outbox, Unreadable, cause, quiet
 from kvcluster.client import Client
 from kvcluster.errors import ConfigurationError, DeleteFailed
 from kvcluster.plan import DeleteMany, Invalidation, Plan
@@ -123,7 +123,7 @@ class Worker:
                     elif remains != messages[id]:
                         left.append({"row": id, "payload": remains.pack()})
                 if done:
-                    connection.execute(self._outbox.deletion, named(done))
+                    self._outbox.delete(connection, done)
                 if left:
                     connection.execute(self._shorten, left)
                 connection.commit()

@@ -359,6 +359,25 @@ def test_rows_of_other_releases() -> None:
         older.decode(b"\xff\xff", MSGPACK)
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_an_undecodable_row_is_logged(
+    cache: Cache,
+    client: Client,
+    sessions: Sessions,
+    people: None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    many: bool,
+) -> None:
+    monkeypatch.setattr("kvcluster.transport.state._warned", {})
+    users = cache.repository(User, sessions)
+    client.set("shop:User:1", "not a row")
+    assert users.get_many([1])[1] if many else users.get(1)
+    (record,) = caplog.records
+    assert "cannot be decoded" in record.getMessage()
+    assert "User" not in record.getMessage()
+
+
 def test_an_undecodable_row_is_a_counted_miss_and_replaced(cache: Cache, client: Client, sessions: Sessions, people: None) -> None:
     users = cache.repository(User, sessions)
     client.set("shop:User:1", "not a row")
