@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
@@ -38,7 +38,7 @@ _END: Final = b"END\r\n"
 _REFUSALS: Final = (b"BUSY", b"ERROR", b"BADCLASS", b"CLIENT_ERROR", b"SERVER_ERROR")
 
 _LINE = re.compile(rb"^key=(\S+) (.*)$", re.MULTILINE)
-_DETAILS = re.compile(rb"exp=(-?\d+) la=(\d+) .*\bsize=(\d+)")
+_DETAILS = re.compile(rb"^exp=-?\d+ la=(\d+) .*\bsize=(\d+)", re.MULTILINE)
 _FORBIDDEN = re.compile(rb"[\x00-\x20\x7f]").search
 
 
@@ -114,16 +114,21 @@ def wired(key: bytes) -> bytes:
     return BinaryKey(key) if _FORBIDDEN(key) else key
 
 
-def details(rest: bytes) -> tuple[int, int, int]:
-    """Expiry (seconds since 1970, -1 for none), last access (seconds since 1970) and size (bytes, header included) of a line.
+def all_wired(keys: Sequence[bytes]) -> list[bytes]:
+    """`wired` of each key; most often none of them needs it."""
+    return [*map(wired, keys)] if _FORBIDDEN(b"".join(keys)) else [*keys]
 
-    >>> details(b"exp=1795332673 la=1795332623 cas=3 fetch=no cls=1 size=74")
-    (1795332673, 1795332623, 74)
+
+def details(rests: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Last access (seconds since 1970) and size (bytes, header included), as the rest of each line tells them.
+
+    >>> details([b"exp=1795332673 la=1795332623 cas=3 fetch=no cls=1 size=74", b"exp=-1 la=5 cas=4 fetch=no cls=1 size=99 "])
+    [(1795332623, 74), (5, 99)]
     """
-    match = _DETAILS.match(rest)
-    if match is None:
-        raise ValueError(f"not a line of a dump: {rest!r:.100}")
-    return int(match[1]), int(match[2]), int(match[3])
+    found = _DETAILS.findall(b"\n".join(rests))
+    if len(found) != len(rests):
+        raise ValueError(f"not lines of a dump: {[rest for rest in rests if not _DETAILS.match(rest)]!r:.100}")
+    return [(int(accessed), int(size)) for accessed, size in found]
 
 
 def dump(

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import marshal
 import tempfile
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import IO, Final, NamedTuple, TypeAlias
 
 from kvcluster.rebalance.change import Router
 from kvcluster.rebalance.copy import BATCH
-from kvcluster.rebalance.dump import details, wired
+from kvcluster.rebalance.dump import all_wired, details
 
 RANGES: Final = 64
 HELD: Final = 200_000  # records that stay in memory, some 250 bytes each
@@ -49,14 +50,10 @@ class Moves:
     :param router: where its keys go
     :param held: records that stay in memory
     :ivar keys: how many keys go to each target, by its address
-    :ivar bytes: and how many bytes, headers included
-    :ivar seen: keys of the source, those that stay included
     """
 
     def __init__(self, router: Router, held: int = HELD) -> None:
         self.keys: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-        self.seen = 0
         self._router = router
         self._held = held
         self._ranges: list[list[Record]] = [[] for _ in range(RANGES)]
@@ -67,16 +64,15 @@ class Moves:
 
     def add(self, lines: Sequence[tuple[bytes, bytes]]) -> None:
         """Take in some lines of a dump."""
-        self.seen += len(lines)
         moving = self._router.moving(lines)
         slots = self._router.slots([wire for _, wire, _ in moving])
-        for (number, wire, rest), slot in zip(moving, slots, strict=True):
-            _, accessed, size = details(rest)
-            self._ranges[slot * RANGES // self._router.size].append((number, slot, -accessed, size, bytes(wire)))
-            self._heat[number, accessed // 60] += size
-            target = self._router.targets[number]
-            self.keys[target] += 1
-            self.bytes[target] += size
+        told = details([rest for _, _, rest in moving])
+        ranges, wide, heat = self._ranges, self._router.size // RANGES, self._heat
+        for (number, wire, _), slot, (accessed, size) in zip(moving, slots, told, strict=True):
+            ranges[slot // wide].append((number, slot, -accessed, size, bytes(wire)))
+            heat[number, accessed // 60] += size
+        for number, keys in Counter([number for number, _, _ in moving]).items():
+            self.keys[self._router.targets[number]] += keys
         self._pending += len(moving)
         if self._pending > self._held:
             self._spill()
@@ -104,19 +100,16 @@ class Moves:
 
         :param done: slots to leave out
         """
-        loads = {number: _Load(target, *self._coldest.get(number, (-1, 0.0))) for number, target in enumerate(self._router.targets)}
+        loads = [_Load(target, *self._coldest.get(number, (-1, 0.0))) for number, target in enumerate(self._router.targets)]
         for number in range(RANGES):
-            for (target, slot), records in groupby(sorted(self._read(number)), key=itemgetter(0, 1)):
-                load = loads[target]
-                if slot in done:
-                    load.journalled += sum(1 for _ in records)
-                    continue
-                for _, _, accessed, size, wire in records:
-                    if load.full(size):
-                        yield load.work()
-                    load.take(-accessed // 60, size, wire)
-                load.slots.append(slot)
-        yield from [load.work() for load in loads.values() if load.wires or load.slots or load.cold or load.journalled]
+            records = self._read(number)
+            for column in (2, 1, 0):  # stable, and a quarter of the time that comparing whole records takes
+                records.sort(key=itemgetter(column))
+            ends = [bisect_left(records, (target,)) for target in range(1, len(loads) + 1)]
+            for load, (begin, end) in zip(loads, pairwise((0, *ends)), strict=True):
+                yield from load.take(records[begin:end], done)
+        for load in loads:
+            yield from load.rest()
 
     def _read(self, number: int) -> list[Record]:
         records = list(self._ranges[number])
@@ -138,43 +131,68 @@ class Moves:
 
 
 class _Load:
-    """The batch that is being made for one target.
+    """What goes to one target, on its way into batches. These are full, whatever ranges their keys come from.
 
     :param coldest: the minute of last access of which only ``room`` bytes may go
     """
 
-    __slots__ = ("bytes", "cold", "coldest", "journalled", "room", "slots", "target", "wires")
+    __slots__ = ("_cold", "_coldest", "_journalled", "_last", "_room", "_target")
 
     def __init__(self, target: str, coldest: int, room: float) -> None:
-        self.target = target
-        self.coldest = coldest
-        self.room = room
-        self._clear()
+        self._target = target
+        self._coldest = coldest
+        self._room = room
+        self._last: list[Record] = []  # the batch that more can be added to
+        self._cold = self._journalled = 0
 
-    def _clear(self) -> None:
-        self.wires: list[bytes] = []
-        self.slots: list[int] = []
-        self.bytes = self.cold = self.journalled = 0
+    def take(self, records: list[Record], done: Container[int]) -> Iterator[Work]:
+        """The batches that are full with these records of whole slots, in their order."""
+        if done:
+            present = len(records)
+            records = [record for record in records if record[1] not in done]
+            self._journalled += present - len(records)
+        if self._coldest >= 0:
+            present = len(records)
+            records = [record for record in records if self._fits(-record[2] // 60, record[3])]
+            self._cold += present - len(records)
+        *full, self._last = batches(self._last + records)
+        for batch, following in pairwise([*full, self._last]):
+            yield self._work(batch, following[0][1])
 
-    def full(self, size: int) -> bool:
-        """Whether a key of so many bytes belongs to the next batch."""
-        return len(self.wires) == BATCH or (self.bytes + size > BATCH_BYTES and bool(self.wires))
+    def rest(self) -> Iterator[Work]:
+        """The last batch, where there is anything to say of it."""
+        if self._last or self._cold or self._journalled:
+            yield self._work(self._last)
 
-    def take(self, minute: int, size: int, wire: bytes) -> None:
-        """Take a key, unless there is no room for it."""
-        if minute <= self.coldest:
-            if minute < self.coldest or size > self.room:
-                self.cold += 1
-                return
-            self.room -= size
-        self.wires.append(wired(wire))
-        self.bytes += size
+    def _fits(self, minute: int, size: int) -> bool:
+        """Whether there is room for a key, which takes it."""
+        if minute != self._coldest:
+            return minute > self._coldest
+        fits = size <= self._room
+        self._room -= size if fits else 0
+        return fits
 
-    def work(self) -> Work:
-        """The batch; another one begins."""
-        made = Work(self.target, self.wires, self.bytes, tuple(self.slots), self.cold, self.journalled)
-        self._clear()
+    def _work(self, batch: list[Record], unfinished: int = -1) -> Work:
+        """A batch; the slot that the next one begins with is not done yet."""
+        _, slots, _, sizes, wires = zip(*batch, strict=True) if batch else ((),) * 5
+        ended = tuple([slot for slot in dict.fromkeys(slots) if slot != unfinished])
+        made = Work(self._target, all_wired(wires), sum(sizes), ended, self._cold, self._journalled)
+        self._cold = self._journalled = 0
         return made
+
+
+def batches(records: list[Record]) -> Iterator[list[Record]]:
+    """Records in batches of at most `BATCH` keys, and of `BATCH_BYTES` where one key alone has no more; at least one batch."""
+    begin = 0
+    while True:
+        batch = records[begin : begin + BATCH]
+        if sum([record[3] for record in batch]) > BATCH_BYTES:
+            fitting = bisect_right([*accumulate([record[3] for record in batch])], BATCH_BYTES)
+            batch = batch[: max(1, fitting)]
+        yield batch
+        begin += len(batch)
+        if begin >= len(records):
+            return
 
 
 def coldest(heat: Iterable[tuple[int, int]], room: float) -> tuple[int, float]:

@@ -79,10 +79,11 @@ def _count(
     with dump(node, patience=settings.patience, sleep=times.sleep) as listing:
         for lines in listing.blocks():
             seen += len(lines)
-            for number, _, rest in router.moving(lines):
+            moving = router.moving(lines)
+            for (number, _, _), (_, length) in zip(moving, details([rest for _, _, rest in moving]), strict=True):
                 pair = (node.address, router.targets[number])
                 keys[pair] += 1
-                size[pair] += details(rest)[2]
+                size[pair] += length
     return seen
 
 

@@ -37,10 +37,11 @@ BUSY = b"BUSY currently processing crawler request\r\n"
 LOCKED = b"ERROR locked try again later\r\n"
 
 
-def taken(address: str, **options: Any) -> list[tuple[bytes, tuple[int, int, int]]]:
-    """All lines of a dump."""
+def taken(address: str, **options: Any) -> list[tuple[bytes, tuple[int, int]]]:
+    """All lines of a dump: of each the key, and when it was last used and how large it is."""
     with dump(Node(address), **options) as listing:
-        return [(wire, details(rest)) for lines in listing.blocks() for wire, rest in lines]
+        lines = [line for block in listing.blocks() for line in block]
+    return [*zip([wire for wire, _ in lines], details([rest for _, rest in lines]), strict=True)]
 
 
 def no_wait(seconds: float) -> None:
@@ -52,8 +53,13 @@ def no_wait(seconds: float) -> None:
 def test_each_servers_lines_are_understood_whatever_they_are_cut_into(version: str, piece: int) -> None:
     text = FORMATS[version]
     with Scripted([text[at : at + piece] for at in range(0, len(text), piece)]) as node:
-        assert taken(node.address) == [(b"a", (1795332673, 1795332623, 74)), (b"sp ace/\xff", (-1, 5, 99))]
+        assert taken(node.address) == [(b"a", (1795332623, 74)), (b"sp ace/\xff", (5, 99))]
         assert node.asked == [b"lru_crawler metadump hash\r\n"]
+
+
+def test_a_line_without_the_details_is_said_to_be_none_of_a_dump() -> None:
+    with pytest.raises(ValueError, match="exp=-1 cas=4"):
+        details([b"exp=-1 la=5 cas=4 size=99", b"exp=-1 cas=4 size=99"])
 
 
 def test_a_key_that_travels_in_base64_is_known_as_one() -> None:
