@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
         return {"id": value.id, "address": value.address, "weight": value.weight}
     if is_dataclass(value):
         found = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-        extra = {Plan: ("keys", "bytes", "slots"), Report: ("coverage",), Sample: ("coverage",)}
+        extra = {Plan: ("keys", "bytes", "slots"), Report: ("coverage", "rate"), Sample: ("coverage",)}
         return found | {name: getattr(value, name) for name in extra.get(type(value), ())}
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}
@@ -128,11 +128,12 @@ def _hit_rates(plan: Plan) -> list[str]:
         return []
     held = max(plan.keys_held, plan.keys)
     loads = plan.keys / held * expected_zipf_loads(held, GETS) * plan.hit_rate
-    cold = f"Without migration: {percent(plan.hit_rate_cold)} at first, {loads:,.0f} more database loads in the next {GETS:,} gets."
     return [
-        f"Hit rate now: {percent(plan.hit_rate)}, of all gets since the nodes started.",
+        f"Hit rate now: at most {percent(plan.hit_rate)}, of all gets since the nodes started. Nodes count as a hit each look of a",
+        "client at the epoch, too, and each lease on a key that they do not have; statistics of a client do not.",
         "With migration: it stays, as a key that moves is found at one of its two owners.",
-        cold,
+        f"Without migration: at most {percent(plan.hit_rate_cold)} at first, and up to {loads:,.0f} more database loads in the",
+        f"next {GETS:,} gets.",
         "Assumed: keys that move are asked for as often as those that stay. For the loads: nothing is evicted, and gets are spread",
         f"over {held:,} keys by Zipf 0.99; 'kvcluster simulate' takes a trace of yours instead.",
     ]
@@ -184,7 +185,7 @@ def picture(now: Progress) -> Group:
         return Group(told)
     line = Table.grid(padding=(0, 2))
     line.add_row(ProgressBar(now.keys_total, now.keys, width=30), Text(figures(now), no_wrap=True, overflow="ellipsis"))
-    hits = f"hit rate of the sources {percent(now.hit_rate_sources)}, of the targets {percent(now.hit_rate_targets)}"
+    hits = f"hit rate of the sources at most {percent(now.hit_rate_sources)}, of the targets {percent(now.hit_rate_targets)}"
     return Group(told, line, Text(hits, no_wrap=True, overflow="ellipsis"))
 
 
@@ -202,7 +203,7 @@ def figures(now: Progress) -> str:
 def show_report(report: Report, console: Console) -> None:
     """What a resize did."""
     dealt = ", ".join(f"{name} {count:,}" for name, count in sorted(report.outcomes.items(), key=lambda item: -item[1]) if count)
-    rate = f" at {sum(report.outcomes.values()) / report.copying:,.0f} keys/s" if report.copying else ""
+    rate = "" if report.rate is None else f" at {report.rate:,.0f} keys/s"
     nodes = ", ".join(node.id for node in report.document.nodes)
     done = "Resized to" if report.finished else "On the way to"
     lines = [

@@ -9,6 +9,15 @@ from kvcluster.sources import Sighting
 from kvcluster.topology import Document, Phase
 
 
+def asked(outcomes: Mapping[str, int]) -> int:
+    """The keys that a run asked the nodes for: not those that an earlier run had done, nor those left behind for want of memory.
+
+    >>> asked({"stored": 5, "newer": 1, "journalled": 100, "cold": 7})
+    6
+    """
+    return sum(count for name, count in outcomes.items() if name not in ("journalled", "cold"))
+
+
 @dataclass(frozen=True, slots=True)
 class Flow:
     """What goes from one node to another: addresses, slots, and by the dump of the source keys and bytes (headers included)."""
@@ -31,8 +40,9 @@ class Plan:
     :ivar shares_after: the same afterwards
     :ivar keys_held: keys on the present nodes, those that stay included
     :ivar seconds: how long copying takes at the given rates
-    :ivar hit_rate: hits per get of all nodes since they started, 0 to 1; None before the first get
-    :ivar hit_rate_cold: what it would fall to if the keys were not copied
+    :ivar hit_rate: hits per get of all nodes since they started, 0 to 1; None before the first get. A bound from above: nodes count
+        as a hit each look of a client at the epoch, too, and each lease on a key that they do not have
+    :ivar hit_rate_cold: what it would fall to if the keys were not copied, from above alike
     :ivar clients: who follows the document
     :ivar lagging: those of them that do not follow it any more: `run` refuses while there are any
     :ivar unreachable: addresses that do not answer. Those that leave are given up; any other keeps `run` from starting
@@ -82,11 +92,12 @@ class Progress:
     :ivar keys_total: keys to be dealt with; an estimate until the last source is dumped
     :ivar bytes: of values read so far
     :ivar seconds: since `run` began
-    :ivar rate: keys a second, lately
+    :ivar rate: keys a second that nodes were asked for, lately
     :ivar seconds_left: until all keys are copied at this rate; None where nobody knows
     :ivar throttle: part of the given rate that the sources bear, 0 to 1
     :ivar outcomes: keys by what became of them, see `kvcluster.rebalance.copy`
-    :ivar hit_rate_sources: hits per get of the old owners lately, 0 to 1; None without gets
+    :ivar hit_rate_sources: hits per get of the old owners lately, 0 to 1, without the copy's own; None without gets. A bound from
+        above, as in `Plan`
     :ivar hit_rate_targets: the same of the new owners
     """
 
@@ -168,6 +179,11 @@ class Report:
     leftovers: Mapping[str, int] = field(default_factory=dict)
     given_up: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def rate(self) -> float | None:
+        """Keys a second that nodes were asked for while keys were copied; None where none were."""
+        return asked(self.outcomes) / self.copying if self.copying else None
 
     @property
     def coverage(self) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,7 @@ from kvcluster.rebalance.journal import Journal
 from kvcluster.rebalance.lanes import Figures, Lanes, figures
 from kvcluster.rebalance.lock import Lock
 from kvcluster.rebalance.pace import Pace
-from kvcluster.rebalance.reports import Progress, Report, Sample
+from kvcluster.rebalance.reports import Progress, Report, Sample, asked
 from kvcluster.topology import Node
 
 REPORTED_EVERY: Final = 0.2  # seconds
@@ -130,6 +130,11 @@ class Tally:
         return sum(one.outcomes.total() for one in self.sources.values())
 
     @property
+    def asked(self) -> int:
+        """Those of them that this run asked the nodes for."""
+        return asked(self.outcomes)
+
+    @property
     def dumped(self) -> int:
         """Keys to deal with."""
         return sum(one.dumped for one in self.sources.values())
@@ -174,7 +179,8 @@ class Run:
         self._source = ""
         self._reported = -REPORTED_EVERY
         self._asked = -ASKED_EVERY
-        self._hits: dict[str, tuple[int, int]] = {}
+        self._gets: dict[str, tuple[int, int]] = {}  # hits and misses of each node, as it counts them
+        self._own_gets = ((0, 0), (0, 0))  # those of them that are this run's, at the sources and at the targets
         self._rates: tuple[float | None, float | None] = (None, None)
         self._lately: tuple[float, int] = (self.began, 0)
         self._rate = 0.0
@@ -307,11 +313,11 @@ class Run:
     def _state(self, now: float) -> Progress:
         tally, (since, keys) = self.tally, self._lately
         if now - since >= 1.0:
-            self._rate = (tally.keys - keys) / (now - since)
-            self._lately = (now, tally.keys)
+            self._rate = (tally.asked - keys) / (now - since)
+            self._lately = (now, tally.asked)
         if now - self._asked >= ASKED_EVERY:
             self._asked = now
-            self._rates = self._hit_rate(self.change.sources), self._hit_rate(self.change.targets)
+            self._rates = self._hit_rates()
         total = max(tally.keys, tally.dumped)
         return Progress(
             epoch=self.lock.document.epoch,
@@ -330,16 +336,37 @@ class Run:
             hit_rate_targets=self._rates[1],
         )
 
-    def _hit_rate(self, nodes: tuple[Node, ...]) -> float | None:
-        """Hits per get since the last call, of nodes that answer."""
-        hits = misses = 0
-        for node in nodes:
+    def _hit_rates(self) -> tuple[float | None, float | None]:
+        """Hits per get at the sources and at the targets since the last call, of nodes that answer, without this run's own gets:
+        a reservation is a hit at the target, and the read that follows it one at the source, unless the key is gone."""
+        lately: dict[str, tuple[int, int]] = {}
+        for node in self.change.members:
             try:
                 now = figures(node, 1.0)
             except KvclusterError:
                 continue
-            before = self._hits.get(node.address, (now.hits, now.misses))
-            self._hits[node.address] = now.hits, now.misses
-            hits += max(0, now.hits - before[0])
-            misses += max(0, now.misses - before[1])
-        return hits / (hits + misses) if hits + misses else None
+            hits, misses = self._gets.get(node.address, (now.hits, now.misses))
+            self._gets[node.address] = now.hits, now.misses
+            lately[node.address] = max(0, now.hits - hits), max(0, now.misses - misses)  # one that restarted counts from 0
+        outcomes = self.tally.outcomes
+        own = (self.tally.asked - outcomes["newer"] - outcomes["gone"], outcomes["gone"]), (self.tally.asked, 0)
+        sources, targets = (
+            _hit_rate([lately[node.address] for node in nodes if node.address in lately], mine, before)
+            for nodes, mine, before in zip((self.change.sources, self.change.targets), own, self._own_gets, strict=True)
+        )
+        self._own_gets = own
+        return sources, targets
+
+
+def _hit_rate(gets: Iterable[tuple[int, int]], own: tuple[int, int], before: tuple[int, int]) -> float | None:
+    """Hits per get; None without any.
+
+    :param gets: hits and misses of each node
+    :param own: those to leave out, of all nodes, and ``before`` how many of them there were at the last look
+
+    >>> _hit_rate([(90, 5), (30, 5)], own=(130, 20), before=(100, 10)), _hit_rate([(30, 0)], (30, 0), (0, 0))
+    (1.0, None)
+    """
+    counted = zip((0, 0), *gets, strict=True)
+    hits, misses = (max(0, sum(all_) - mine + earlier) for all_, mine, earlier in zip(counted, own, before, strict=True))
+    return hits / (hits + misses) if hits + misses else None

@@ -113,6 +113,15 @@ def test_plan_counts_what_moves(cli: Cli, town: Town) -> None:
     town.check(town.addresses[:2])  # nothing was changed
 
 
+def test_plan_says_what_its_hit_rates_are(cli: Cli, town: Town) -> None:
+    first = town.addresses[0]
+    keys = town.owned(town.addresses[:2])[first][:9]
+    with_node(first, lambda client: [client.get(key) for key in ("nothing", *keys)])
+    _, out, _ = cli("rebalance", "plan", "--topology", str(town.file), "--wanted", str(town.wanted))
+    assert "Hit rate now: at most 90.0 %" in out
+    assert re.search(r"Without migration: at most [5-7]\d\.\d % at first", out)
+
+
 def test_plan_shows_the_clients(cli: Cli, town: Town) -> None:
     town.source.announce(Sighting("web-1", "0.1.0", 1, time.time()))
     town.source.announce(Sighting("web-2", "0.1.0", 0, time.time() - 20))
@@ -385,7 +394,7 @@ def test_the_picture_on_a_terminal() -> None:
     first, second, third = console.export_text().splitlines()
     assert first.rstrip() == "migrate: copying c1:11211"
     assert "1,500 of 6,000 keys  1.0 MiB  1,000 keys/s  4s left" in second
-    assert third.rstrip() == "hit rate of the sources 50.0 %, of the targets 98.1 %"
+    assert third.rstrip() == "hit rate of the sources at most 50.0 %, of the targets 98.1 %"
     console.print(shown.picture(Progress(8, "prepare", "copying stamps")))
     assert console.export_text().rstrip() == "prepare: copying stamps"
     console.file.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +12,15 @@ from typing import Any
 import pytest
 
 from kvcluster.errors import ConfigurationError, ResizeLocked, ResizeRefused, ResizeStopped
-from kvcluster.rebalance import Progress, Rebalance, Settings
+from kvcluster.rebalance import Progress, Rebalance, Settings, copy
+from kvcluster.rebalance.change import change
+from kvcluster.rebalance.journal import Journal
+from kvcluster.rebalance.lock import Lock
+from kvcluster.rebalance.running import Run, SourceTally, Times
 from kvcluster.sources import Sighting
 from kvcluster.testing.nodes import RunningNode, find_memcached, start_node
 from kvcluster.testing.proxy import FaultProxy
-from kvcluster.topology import Node
+from kvcluster.topology import Node, Topology
 from tests.client.cluster import ask
 from tests.rebalance.conftest import QUICK, TTL, Town, at_once, forever
 
@@ -249,8 +254,35 @@ def test_what_is_journalled_is_not_copied_again(town: Make) -> None:
     assert second.outcomes["journalled"] > 0
     assert first.outcomes["stored"] + second.outcomes["stored"] >= second.dumped
     assert second.outcomes["journalled"] + second.outcomes["stored"] + second.outcomes.get("newer", 0) == second.dumped
+    assert second.rate is not None
+    assert second.rate * second.copying == pytest.approx(second.dumped - second.outcomes["journalled"])
     assert place.held() == values
     assert not journal.exists()
+
+
+def test_hit_rates_leave_the_gets_of_the_copy_out(town: Make) -> None:
+    place = town(1, 2)
+    source, target = place.nodes
+    now, states = [0.0], []
+    document = place.source.read()
+    found = change(document.topology, Topology([target.address]))
+    lock = Lock(place.source, document, "me", 30.0, time.time)
+    run = Run(Settings(), Times(monotonic=lambda: now[0]), found, lock, Journal(None), states.append, lambda: False)
+    keys = [b"key:%d" % number for number in range(10)]
+    for key in keys[:7]:
+        ask(source.address, b"set %b 0 0 1\r\nx\r\n" % key)
+    run.doing("before")
+    for key in keys:
+        run.lanes(target.address).ask(copy.reserve(key))
+        run.lanes(source.address).ask(copy.read(key))
+    run.tally.sources[source.address] = SourceTally(10, Counter(stored=7, gone=3, journalled=50))
+    for key in keys[4:9]:
+        ask(source.address, b"get %b\r\n" % key)
+    now[0] = 10.0
+    run.doing("after")
+    assert (states[-1].hit_rate_sources, states[-1].hit_rate_targets) == (3 / 5, None)
+    assert states[-1].rate == 1.0
+    run.lanes.close()
 
 
 def test_without_a_journal_everything_is_asked_for_again_and_nothing_is_lost(town: Make) -> None:
