@@ -327,7 +327,7 @@ class TableSource:
         with self._transaction() as connection:
             row = connection.execute(self._where(self._sql.select(self._documents.c.document))).first()
         if row is None:
-            raise ConfigurationError(f"{self._name}: the table holds no topology; write one by TableSource.create")
+            raise ConfigurationError(f"{self._name}: the table holds no topology; 'kvcluster rebalance init' writes one")
         return checked(Document.from_toml(row.document, self._name), self._name)
 
     def stamp(self) -> object:

@@ -20,7 +20,7 @@ from kvcluster.cli import rebalance_shown as shown
 from kvcluster.errors import CallerError, ConfigurationError, KvclusterError, MissingExtra, ResizeRefused, ResizeStopped
 from kvcluster.rebalance import Rebalance, Settings, wanted
 from kvcluster.sources import FileSource, TableSource, TopologySource
-from kvcluster.topology import Topology, redacted
+from kvcluster.topology import DEFAULT_SLOTS, Document, Node, Topology, redacted
 
 app = typer.Typer(help="Resize a cluster while it serves: no cold cache, no stale read.")
 DEFAULTS = Settings()
@@ -39,6 +39,18 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be
 AsJson = Annotated[bool, typer.Option("--json", help="Every figure, for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before it begins.")]
 Names = Annotated[list[str], typer.Argument(metavar="NODE...", help="Addresses or ids.")]
+
+
+@app.command()
+def init(
+    nodes: Annotated[list[str], typer.Argument(metavar="ADDRESS[=WEIGHT]...", help="Where the nodes listen.")],
+    topology: Source,
+    slots: Annotated[int, typer.Option(help="Never changed afterwards: 16384 suits up to 30 nodes, 65536 more.")] = DEFAULT_SLOTS,
+) -> None:
+    """Write the first document of a cluster, for its clients to follow. Asks nothing of the nodes."""
+    members = Topology([Node(*_weighted(node)) if "=" in node else node for node in nodes], slots=slots).nodes
+    source_of(topology).create(Document(members, slots=slots))
+    print(f"{redacted(topology)} has {', '.join(node.id for node in members)}, epoch 1")
 
 
 @app.command()
@@ -174,7 +186,7 @@ def reweight(
     _change(source, wanted.reweight(present, dict(weights)), settings, topology, dry_run, yes)
 
 
-def source_of(text: str) -> TopologySource:
+def source_of(text: str) -> FileSource | TableSource:
     """Where the document is that ``--topology`` names.
 
     :raises ConfigurationError: for a URL that names no database

@@ -134,7 +134,8 @@ class Change:
     def strangers(self, address: str, wires: Sequence[bytes]) -> list[bytes]:
         """The keys among these that are not to stay on an address.
 
-        A node that leaves keeps nothing but its epoch: stamps that missed what happened meanwhile would be wrong when it returns.
+        A node that leaves keeps nothing but its epoch, which leads on a client that asks it late: stamps that missed what happened
+        meanwhile would be wrong when it returns.
         """
         if any(node.address == address for node in self.removed):
             return [wire for wire in wires if wire != EPOCH_KEY]

@@ -91,6 +91,25 @@ def words(out: str) -> str:
     return " ".join(out.split())
 
 
+@pytest.mark.parametrize("where", ["{0}/topology.toml", "sqlite:///{0}/shop.db"])
+def test_init_writes_the_first_document_and_no_other(cli: Cli, tmp_path: Path, where: str) -> None:
+    if "://" in where:
+        pytest.importorskip("sqlalchemy")
+    topology = where.format(tmp_path)
+    assert cli("rebalance", "init", "cache1", "cache2:11212=3", "--slots", "65536", "--topology", topology) == (
+        0,
+        f"{topology} has cache1, cache2:11212, epoch 1\n",
+        "",
+    )
+    document = commands.source_of(topology).read()
+    assert (document.epoch, document.phase, document.slots) == (1, "old", 65536)
+    assert document.nodes == (Node("cache1"), Node("cache2:11212", weight=3))
+    code, _, err = cli("rebalance", "init", "cache9", "--topology", topology)
+    assert code != 0
+    assert "there is a topology already" in err
+    assert commands.source_of(topology).read() == document
+
+
 def test_plan_counts_what_moves(cli: Cli, town: Town) -> None:
     moved: Counter[tuple[str, str]] = Counter()
     before, after = (placement("slots", nodes).owners(town.keys) for nodes in (town.addresses[:2], town.addresses))
@@ -347,6 +366,8 @@ def test_a_topology_in_a_database(cli: Cli, town: Town, tmp_path: Path) -> None:
         (("plan", "--topology", "{0}", "--wanted", "{0}"), "the wanted topology is the present one"),
         (("plan", "--topology", "absent.toml", "--wanted", "{0}"), "absent.toml: there is no such file"),
         (("plan", "--topology", "{0}", "--wanted", "absent.toml"), "absent.toml: there is no such file"),
+        (("init", "cache1=x", "--topology", "{0}"), "'cache1=x' must be a node and its weight, as in cache1=2"),
+        (("init", "cache1", "--topology", "{0}"), "there is a topology already"),
         (("plan", "--topology", "{0}"), "--wanted"),
         (("run", "--topology", "{0}"), "say what is wanted"),
         (("run", "--topology", "{0}", "--wanted", "{1}", "--resume"), "say what is wanted"),

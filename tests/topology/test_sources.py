@@ -131,7 +131,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     table.create(FIRST)
     with table._engine.begin() as connection:
         connection.execute(table._documents.delete())
-    with pytest.raises(ConfigurationError, match="holds no topology; write one by"):
+    with pytest.raises(ConfigurationError, match="holds no topology; 'kvcluster rebalance init' writes one"):
         table.read()
     (tmp_path / "topology.toml").write_bytes(b"\xff")
     with pytest.raises(ConfigurationError, match="is not UTF-8"):
