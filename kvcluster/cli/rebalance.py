@@ -95,6 +95,13 @@ def run(
 
 
 @app.command()
+def abort(topology: Source, as_json: AsJson = False) -> None:
+    """Go back to the nodes before a resize that has begun, as where a new node died for good. What was written to new nodes since
+    then is missed, and loaded anew."""
+    _run(Rebalance.resume(source_of(topology)), topology, as_json, back=True)
+
+
+@app.command()
 def verify(topology: Source, wanted_file: Annotated[Path | None, WANTED] = None, as_json: AsJson = False) -> None:
     """During a resize, compare a sample on both sides; else, count what nodes hold without owning it. Changes nothing.
 
@@ -222,8 +229,9 @@ def _present(source: TopologySource, name: str) -> Topology:
     return document.topology
 
 
-def _how_to_resume(topology: str) -> str:
-    return f"To continue: kvcluster rebalance run --topology {redacted(topology)} --resume"
+def _how_to_resume(topology: str, back: bool = False) -> str:
+    where = f"--topology {redacted(topology)}"
+    return f"To continue: kvcluster rebalance {f'abort {where}' if back else f'run {where} --resume'}"
 
 
 def _change(source: TopologySource, nodes: Topology, settings: Settings, topology: str, dry_run: bool, yes: bool) -> None:
@@ -257,25 +265,25 @@ def _dry_run(rebalance: Rebalance, as_json: bool) -> None:
         raise ResizeRefused(f"could not begin: {'; '.join(obstacles)}")
 
 
-def _run(rebalance: Rebalance, topology: str, as_json: bool) -> None:
+def _run(rebalance: Rebalance, topology: str, as_json: bool, back: bool = False) -> None:
     with _stoppable(rebalance) as signals, shown.progress() as progress:
         try:
-            report = rebalance.run(progress)
+            report = rebalance.abort(progress) if back else rebalance.run(progress)
         except (CallerError, ResizeRefused):
             raise
         except KvclusterError as error:
             if rebalance.source.read().phase == "old":
                 raise
-            raise ResizeStopped(f"{error}. {_how_to_resume(topology)}") from error
+            raise ResizeStopped(f"{error}. {_how_to_resume(topology, back)}") from error
     if as_json:
         print(json.dumps(shown.plain(report), indent=2))
     else:
-        shown.show_report(report, _console())
+        (shown.show_aborted if back else shown.show_report)(report, _console())
     if not report.finished:
         if report.document.phase == "old":
             told = "stopped before it began; nothing was changed"
         else:
-            told = f"stopped in phase {report.document.phase}; nothing is lost. {_how_to_resume(topology)}"
+            told = f"stopped in phase {report.document.phase}; nothing is lost. {_how_to_resume(topology, back)}"
         print(f"kvcluster: {told}", file=sys.stderr)
         raise typer.Exit(128 + signals[0] if signals else 1)
     if report.sample.differences:

@@ -217,6 +217,14 @@ def show_report(report: Report, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
+def show_aborted(report: Report, console: Console) -> None:
+    """What going back to the nodes before a resize did."""
+    nodes = ", ".join(node.id for node in report.document.previous or report.document.nodes)
+    done = "Back to" if report.finished else "On the way back to"
+    for line in (f"{done} {nodes} in {_seconds(report.seconds)}, epoch {report.document.epoch}.", *report.notes):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
 def show_verified(report: Report, console: Console) -> None:
     """What `Rebalance.verify` found."""
     nodes = ", ".join(node.id for node in report.document.nodes)

@@ -7,6 +7,11 @@
     new      delete at the old owners what they no longer own
     old      give the lock back
 
+A resize that cannot be finished, because a new node died for good, goes back: from `migrate` to `prepare`, and from there to `old`
+with the nodes before. Readers and writers of two neighbouring phases get along, whichever of them comes first: in `migrate` every
+write deletes at the old owner, which so holds nothing outdated, and in `prepare` every write deletes at the new one, as long as
+somebody may read there. After `migrate` there is no way back, because the old owners are asked for nothing then.
+
 Each phase begins with a document of the next epoch in the source, then the epoch on every node of it, old and new. A barrier: a
 client learns of the epoch from the answer to whatever it does next, so once all nodes have it, nobody works by a phase further back
 than the one before.
@@ -119,17 +124,41 @@ class Rebalance:
         """
         document = self.source.read()
         wanted = self._topology(document)
-        found = change(document.former or document.topology, wanted)
+        run = self._begun(document, wanted, progress)
+
+        def forth() -> None:
+            self._go(run, wanted, document.epoch)
+
+        return self._carried_out(run, document, forth, "run")
+
+    def abort(self, progress: Callable[[Progress], None] | None = None) -> Report:
+        """Go back to the nodes before the resize that is under way, as where a new node died for good. Nodes that the resize added
+        are given up where they do not answer; what was written to the new nodes meanwhile is missed.
+
+        :param progress: called a few times a second
+        :return: what was done; ``.finished`` is False where `stop` ended it early
+        :raises ResizeRefused: where none is under way, or it is past the phase ``migrate``
+        :raises ResizeLocked: where another coordinator is at work
+        :raises ResizeStopped: where it cannot go on; it can be continued later, as after any other error
+        :raises SourceUnavailable: where the source cannot be read or written
+        """
+        document = self.source.read()
+        if document.phase not in ("prepare", "migrate"):
+            why = "no resize is under way" if document.phase == "old" else f"there is no way back from phase {document.phase}"
+            raise ResizeRefused(f"{self.source!r}: {why} (epoch {document.epoch})")
+        run = self._begun(document, document.topology, progress)
+        run.leaving = run.change.added
+        return self._carried_out(run, document, lambda: self._go_back(run), "abort")
+
+    def _begun(self, document: Document, wanted: Topology, progress: Callable[[Progress], None] | None) -> Run:
         lock = Lock(self.source, document, self.owner, self.settings.lease, self._times.clock)
-        run = Run(
-            self.settings,
-            self._times,
-            found,
-            lock,
-            Journal(self.settings.journal or _beside(self.source)),
-            progress,
-            lambda: self._stopped,
-        )
+        journal = Journal(self.settings.journal or _beside(self.source))
+        found = change(document.former or document.topology, wanted)
+        return Run(self.settings, self._times, found, lock, journal, progress, lambda: self._stopped)
+
+    def _carried_out(self, run: Run, document: Document, work: Callable[[], None], verb: str) -> Report:
+        """Do the work of a run under the lock."""
+        lock = run.lock
         lock.require_free()
         finished = False
         try:
@@ -138,10 +167,11 @@ class Rebalance:
             # Whoever wrote this document may have died before all nodes knew its epoch; one that is two behind counts as cut off.
             _barrier(run, self.source)
             lock.take()
-            self._go(run, wanted, document.epoch)
+            _barrier(run, self.source)
+            work()
             finished = True
         except Stopping:
-            run.tally.notes.append(f"stopped in phase {lock.document.phase}: run it again to continue")
+            run.tally.notes.append(f"stopped in phase {lock.document.phase}: {verb} it again to continue")
         finally:
             run.lanes.close()
             run.journal.close()
@@ -154,8 +184,7 @@ class Rebalance:
 
         :param before: the epoch of the document as it was found
         """
-        lock, source = run.lock, self.source
-        _barrier(run, source)
+        lock = run.lock
         if lock.document.phase == "old":
             planning.require_empty(run)
             self._enter(run, phase="prepare", nodes=wanted.nodes, previous=lock.document.nodes)
@@ -173,6 +202,14 @@ class Rebalance:
             sweep(run)
             run.journal.remove()
             self._enter(run, phase="old", previous=(), owner="", lease_until=0.0)
+
+    def _go_back(self, run: Run) -> None:
+        """From the phase of the document to the nodes before."""
+        if run.lock.document.phase == "migrate":
+            self._enter(run, phase="prepare")
+        clear_targets(run)
+        run.journal.remove()
+        self._enter(run, phase="old", nodes=run.lock.document.previous, previous=(), owner="", lease_until=0.0)
 
     def _enter(self, run: Run, **changes: object) -> None:
         """Begin a phase."""

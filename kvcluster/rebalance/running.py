@@ -150,7 +150,8 @@ class Run:
 
     :param stopping: whether somebody asked the run to end
     :ivar migrating: since when the phase is ``migrate``, by ``times.monotonic``
-    :ivar dead: addresses of nodes that leave and do not answer
+    :ivar leaving: nodes that are given up where they do not answer
+    :ivar dead: addresses of those that were
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class Run:
         self.lanes = Lanes(change.members, settings.timeout)
         self.pace = Pace(settings.rate, settings.bytes_rate)
         self.tally = Tally()
+        self.leaving = change.removed
         self.dead: set[str] = set()
         self.began = self.migrating = times.monotonic()
         self._progress = progress
@@ -272,10 +274,12 @@ class Run:
             except NetworkError as still:
                 if self.times.monotonic() < deadline:
                     continue
-                if node in self.change.removed:
+                if node in self.leaving:
                     self.give_up(node, still)
                     return
-                raise ResizeStopped(f"{still}; bring it back at this address, empty or not, and continue") from error
+                back = self.lock.document.phase in ("prepare", "migrate") and node in self.change.added
+                way = "bring it back at this address, empty or not, and continue" + (", or abort the resize" if back else "")
+                raise ResizeStopped(f"{still}; {way}") from error
 
     def recover(self, error: NetworkError) -> None:
         """After a node failed, wait until it answers, and make sure that it knows the epoch; it may have come back empty.

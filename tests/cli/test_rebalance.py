@@ -26,7 +26,7 @@ from kvcluster.cli import rebalance_shown as shown
 from kvcluster.cli.rebalance import app as rebalance_app
 from kvcluster.errors import ResizeStopped
 from kvcluster.placement import placement
-from kvcluster.rebalance import Difference, Progress, Rebalance, Report, Sample
+from kvcluster.rebalance import Difference, Progress, Rebalance, Report, Sample, Settings
 from kvcluster.sources import FileSource, Sighting, TableSource
 from kvcluster.testing.nodes import RunningNode
 from kvcluster.testing.plugin import NodeFactory
@@ -344,6 +344,30 @@ def test_a_new_node_that_is_not_there(cli: Cli, town: Town) -> None:
     code, _, err = cli("rebalance", "add", absent, "--topology", str(town.file), "--yes")
     assert code == 1
     assert absent in err
+    town.check(town.addresses[:2])
+
+
+def test_a_resize_whose_new_node_is_dead_is_aborted(cli: Cli, town: Town) -> None:
+    document = town.source.read()
+    with refusing_address() as absent:
+        nodes = (*document.nodes, Node(absent))
+        assert town.source.replace(1, document.step(phase="prepare", nodes=nodes, previous=document.nodes))
+        town.source.patience = 0.01
+        resize = Rebalance.resume(town.source, Settings(patience=0.1))
+        with pytest.raises(ResizeStopped, match=f"{absent}.*or abort the resize"):
+            resize.run()
+        assert resize.abort().given_up == (absent,)
+    town.check(town.addresses[:2])
+
+    code, out, err = cli("rebalance", "abort", "--topology", str(town.file))
+    assert (code, out) == (1, "")
+    assert "no resize is under way (epoch " in err
+    document = town.source.read()
+    nodes = (*document.nodes, Node(town.addresses[2]))
+    assert town.source.replace(document.epoch, document.step(phase="migrate", nodes=nodes, previous=document.nodes))
+    code, out, err = cli("rebalance", "abort", "--topology", str(town.file))
+    assert (code, out.split(" in ")[0]) == (0, f"Back to {', '.join(town.addresses[:2])}")
+    assert "prepare: clearing" not in err  # a new node is none afterwards
     town.check(town.addresses[:2])
 
 

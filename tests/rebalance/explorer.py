@@ -42,9 +42,13 @@ Shortcut = Literal[
     "no sweep",
     "redone set leaves what it wrote",
     "no care for a restarted node",
+    "skip prepare on the way back",
 ]
 
-ORDER: Final = ("old", "prepare", "migrate", "drain", "new")
+Way = tuple[str, ...]
+FORTH: Final[Way] = ("old", "prepare", "migrate", "drain", "new")
+BACK: Final[Way] = ("old", "prepare", "migrate", "prepare", "old")
+BACK_AND_FORTH: Final[Way] = ("old", "prepare", "migrate", "prepare", "migrate", "drain", "new")
 
 
 class Item(NamedTuple):
@@ -104,6 +108,7 @@ class Size:
     evictions: int = 0
     restarts: int = 0
     early: bool = False  # whether readers through the cache win refreshes of values that are still good
+    way: Way = FORTH  # the phases, by epoch
 
 
 class Stale(Exception):
@@ -117,8 +122,8 @@ class Rules:
         self.shortcut = shortcut
         # Whether what nobody deletes stays. A value that is being refreshed is neither copied nor promoted: a change may miss it.
         self.keeps = not size.evictions and not size.restarts and not size.early
-        skipped = {"skip prepare": "prepare", "skip drain": "drain"}.get(shortcut or "")
-        self.order = tuple(phase for phase in ORDER if phase != skipped)
+        skipped = {"skip prepare": 1, "skip drain": 3, "skip prepare on the way back": 3}.get(shortcut or "")
+        self.order = tuple(phase for at, phase in enumerate(size.way) if at != skipped)
         self.migrate = self.order.index("migrate")
         self._steps: dict[tuple[int, str], tuple[Step, ...]] = {}
 
@@ -328,9 +333,10 @@ def _coordinator(world: World, index: int, actor: Actor, rules: Rules, size: Siz
             yield f"tells {side} of epoch {world.document}", move
     if world.document < last and (told or rules.shortcut == "no barrier"):
         move = Move(world, index, rules)
-        move.fields.update(document=world.document + 1, old_told=False, new_told=False)
+        back = rules.order[world.document + 1] == "old"  # N is no member any more
+        move.fields.update(document=world.document + 1, old_told=False, new_told=back)
         yield f"begins {rules.order[world.document + 1]}", move
-    if world.document == last and told and not world.swept:
+    if rules.order[world.document] == "new" and told and not world.swept:
         move = Move(world, index, rules)
         if rules.shortcut != "no sweep":
             move.put("O", None)
@@ -346,9 +352,10 @@ def _migrator(world: World, index: int, actor: Actor, rules: Rules, size: Size) 
     checks = rules.shortcut != "copy without epoch check"
     by_add = rules.shortcut in ("copy by add", "copy by add, tombstones", "copy reads before it reserves")
     if not actor.todo:
-        began = world.document > rules.migrate or (world.document == rules.migrate and world.old_told and world.new_told)
-        if actor.left and began:
-            yield "begins to copy", move.become(left=actor.left - 1, epoch=rules.migrate, todo="read" if by_add else "reserve")
+        for epoch in [at for at, phase in enumerate(rules.order) if phase == "migrate"] if actor.left else ():
+            if world.document > epoch or (world.document == epoch and world.old_told and world.new_told):
+                move = Move(world, index, rules)
+                yield "begins to copy", move.become(left=actor.left - 1, epoch=epoch, todo="read" if by_add else "reserve")
     elif actor.todo == "reserve":
         seen = move.get("N", lease=True)
         if seen.won:

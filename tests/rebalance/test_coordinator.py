@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kvcluster import Client
 from kvcluster.errors import ConfigurationError, ResizeLocked, ResizeRefused, ResizeStopped
 from kvcluster.rebalance import Progress, Rebalance, Settings, copy
 from kvcluster.rebalance.change import change
@@ -384,6 +385,68 @@ def test_a_node_that_stays_dead_stops_the_resize_until_it_is_back(town: Make) ->
     place.nodes[2].restart()
     assert place.run(addresses).finished
     assert place.held() == values
+
+
+def test_where_a_new_node_died_for_good_the_resize_goes_back(town: Make) -> None:
+    place = town(2, 3)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    follower = Client.from_topology(place.source, timeout=1.0)
+    place.source.patience = 0.01
+    with pytest.raises(ResizeStopped, match="or abort the resize"):
+        place.run(addresses, at_once("migrate", place.nodes[2].kill, "copying"), patience=0.3, rate=5000.0)
+    changed = [f"user:{number}" for number in range(100)]
+    stored = {key for key in changed if follower.set(key, "changed")}
+    report = place.rebalance(None, patience=0.3).abort()
+    assert report.finished
+    assert report.given_up == (addresses[2],)
+    document = place.source.read()
+    assert (document.phase, document.previous, document.owner) == ("old", (), "")
+    assert [node.address for node in document.nodes] == addresses[:2]
+    assert not place.source.path.with_name("topology.toml.journal").exists()
+    kept = values | dict.fromkeys(stored, "changed")
+    lost = set(changed) - stored  # what the dead node was to store is nowhere, and not outdated at its old owner
+    assert place.held() == follower.get_many(kept) == {key: value for key, value in kept.items() if key not in lost}
+    assert 0 < len(lost) < len(changed)
+    follower.close()
+
+
+@pytest.mark.parametrize("what", ["grow", "reweight"])
+@pytest.mark.parametrize("phase", ["prepare", "migrate"])
+def test_a_resize_goes_back_whose_nodes_are_all_well(town: Make, phase: str, what: str) -> None:
+    place = town(2, 3)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    first = place.rebalance(addresses if what == "grow" else [Node(addresses[0], 3), addresses[1]], rate=5000.0)
+    assert not first.run(at_once(phase, first.stop, "copying" if phase == "migrate" else "")).finished
+    follower = Client.from_topology(place.source)
+    follower.set_many({f"user:{number}": "changed" for number in range(100)})
+    second = place.rebalance(None)
+    stopped = second.abort(at_once("prepare", second.stop))
+    assert (stopped.finished, place.source.read().phase) == (False, "prepare")
+    assert "abort it again" in stopped.notes[0]
+    report = place.rebalance(None).abort()
+    assert report.finished
+    values |= {f"user:{number}": "changed" for number in range(100)}
+    assert place.held().items() <= values.items()  # of what was changed in migrate, some is missed and nothing is outdated
+    assert len(place.held()) >= COUNT - 100
+    assert place.rebalance(None).verify().leftovers == dict.fromkeys(addresses[:2], 0)
+    assert follower.get_many(values) == place.held()
+    for address in addresses[:2]:
+        assert ask(address, b"mg __kvc:epoch v\r\n") == b"VA 1\r\n%d\r\n" % report.document.epoch
+    follower.close()
+
+
+@pytest.mark.parametrize("phase", ["old", "drain", "new"])
+def test_there_is_no_way_back_where_nothing_is_to_be_undone_or_the_old_owners_serve_no_more(town: Make, phase: str) -> None:
+    place = town(2, 3)
+    addresses = [node.address for node in place.nodes]
+    rebalance = place.rebalance(addresses)
+    rebalance.run(at_once(phase, rebalance.stop))
+    before = place.source.read()
+    with pytest.raises(ResizeRefused, match="no resize is under way" if phase == "old" else f"no way back from phase {phase}"):
+        place.rebalance(None).abort()
+    assert place.source.read() == before
 
 
 def test_a_source_that_is_dead_and_leaves_is_given_up(town: Make) -> None:

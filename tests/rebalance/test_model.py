@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from tests.rebalance.explorer import Shortcut, Size, Stale, explore
+from tests.rebalance.explorer import BACK, BACK_AND_FORTH, Shortcut, Size, Stale, Way, explore
 
 COMMANDS = ("delete", "set", "soft", "incr", "add", "cas")
 
@@ -37,13 +37,23 @@ def test_no_read_is_stale(name: str) -> None:
     assert explore(SMALL[name]) > 1000
 
 
+@pytest.mark.parametrize("way", [BACK, BACK_AND_FORTH], ids=" ".join)
+@pytest.mark.parametrize("name", list(SMALL))
+def test_no_read_is_stale_where_a_resize_is_given_up(name: str, way: Way) -> None:
+    assert explore(replace(SMALL[name], way=way)) > 1000
+
+
 @pytest.mark.large
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("reader", ["plain", "through"])
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     "more",
-    [{"evictions": 1}, {"restarts": 1}, {"copies": 2}, {"reads": 2, "early": True}, {"writes": 2}],
+    [
+        *({"evictions": 1}, {"restarts": 1}, {"copies": 2}, {"reads": 2, "early": True}, {"writes": 2}),
+        *({"evictions": 1, "way": BACK}, {"restarts": 1, "way": BACK}, {"copies": 2, "way": BACK}),
+        {"reads": 2, "early": True, "way": BACK},
+    ],
     ids=lambda more: ", ".join(more),
 )
 def test_no_read_is_stale_in_larger_worlds(more: dict[str, Any], command: str, reader: str) -> None:
@@ -70,6 +80,7 @@ FOUND: dict[Shortcut, Size] = {
     "no sweep": Size(),
     "redone set leaves what it wrote": Size(("set",)),
     "no care for a restarted node": Size(restarts=1),
+    "skip prepare on the way back": Size(way=BACK),
 }
 
 
