@@ -321,7 +321,7 @@ class FollowingClient(FollowingCluster[Endpoint], Client):
         """
         planner, follower = self._planner, self._follower
         wire = plain_key(key, planner.prefix)
-        if wire is not None and not follower.due and planner.reads_once:
+        if wire is not None and not follower.due and (planner.reads_once or not planner.moves(wire)):
             values: dict[Key, Any] = {}
             fetch = WatchFetch((wire,), (key,), planner.codec.decode, values)
             failure = self._endpoints[planner.address(wire)].exchange(fetch, planner.namespace)

@@ -73,7 +73,7 @@ class FollowingPlanner(Planner):
 
     @property
     def reads_once(self) -> bool:
-        """Whether a read asks one owner only."""
+        """Whether a read asks one owner only, whatever its key."""
         return self.other is None or len(phases.steps(self.phase, "read")) == 1
 
     @property

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvcluster import Client
 from kvcluster.cluster import FollowingCluster
 from kvcluster.errors import DeleteFailed, IllegalValue
-from kvcluster.plan import Invalidation
+from kvcluster.plan import Invalidation, Plan
 from kvcluster.planner import EXPTIME_MAX
+from kvcluster.testing.plugin import NodeFactory
 from tests.client.cluster import ask
 from tests.following.stage import ORDER, Stage
 
@@ -46,6 +49,24 @@ def test_who_is_read(staged: Staged, phase: str, found: str, left: tuple[bytes, 
     assert client.get_many([key, "absent"]) == {key: found}
     assert client.gets(key)[0] == found
     assert (stage.at(o, key), stage.at(n, key)) == left
+
+
+def test_a_key_that_stays_is_read_without_a_plan_while_others_migrate(
+    tmp_path: Path, kv_nodes: NodeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path, [node.address for node in kv_nodes(3)], Client.from_topology, "migrate")
+    client = stage.client()
+    (staying,), (moving,) = stage.staying(), stage.moving()
+    for key in (staying, moving):
+        stage.put(stage.owners(key)[0], key, b"old")
+    plans: list[Plan[Any]] = []
+    run = client.run
+    monkeypatch.setattr(type(client), "run", lambda self, plan: plans.append(plan) or run(plan))
+    assert [client.get(moving) for _ in range(20)] == ["old"] * 20
+    assert len(plans) == 20
+    assert [client.get(staying) for _ in range(20)] == ["old"] * 20
+    assert len(plans) < 30  # some, because a client looks at its source now and then
+    stage.close()
 
 
 @pytest.mark.parametrize("phase", ORDER)
