@@ -143,6 +143,8 @@ class Binding:
             event.listen(engine, "before_execute", self._before_execute)
             event.listen(engine, "before_cursor_execute", self._before_cursor_execute)
             event.listen(engine, "commit", self._committing)
+            if engine.dialect.name == "sqlite":
+                event.listen(engine, "savepoint", _begin)
         self._connected[connection] = ref(session)
 
     def _session_of(self, connection: Connection) -> Session | None:
@@ -381,6 +383,14 @@ class Binding:
 def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[Any]) -> Binding:
     """Listen to the sessions of a factory; see `Cache.bind`."""
     return Binding(cache, session_factory)
+
+
+def _begin(connection: Connection, name: str) -> None:
+    """Python's sqlite3 begins a transaction only before the first change: a savepoint before that would be committed by its release,
+    whatever becomes of the session.
+    """
+    if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+        connection.exec_driver_sql("BEGIN")
 
 
 def _unknown(columns: object) -> Iterable[Row]:

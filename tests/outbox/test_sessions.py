@@ -182,6 +182,26 @@ def test_savepoints_write_once_at_the_end(
     assert seen.rows == [[{b"shop:User:1", b"shop:User:2"}]]
 
 
+def test_a_savepoint_before_any_change_ends_with_its_transaction(
+    users: Repository[User], cache: Cache, engine: Engine, sessions: Sessions
+) -> None:
+    """Python's sqlite3 alone would commit it by its release, and no row of the outbox with it."""
+    true = users.get(1)
+    assert true is not None
+    with sessions() as session:
+        with session.begin_nested():
+            session.get_one(User, 1).name = "changed"
+        with engine.connect() as other:
+            assert other.scalar(select(User.name).where(User.id == 1)) == true.name
+        session.rollback()
+    with sessions() as session:
+        assert session.get_one(User, 1).name == true.name
+    seen = Seen(cache, engine)
+    with sessions.begin() as session, session.begin_nested():
+        session.get_one(User, 1).name = "changed"
+    assert seen.rows == [[{b"shop:User:1"}]]
+
+
 def test_what_another_listener_changes_in_the_last_moment(
     users: Repository[User], cache: Cache, engine: Engine, sessions: Sessions, outbox: Outbox
 ) -> None:
