@@ -386,7 +386,7 @@ def bind(cache: Cache, session_factory: sessionmaker[Any] | async_sessionmaker[A
 
 
 def _begin(connection: Connection, name: str) -> None:
-    """Python's sqlite3 begins a transaction only before the first change: a savepoint before that would be committed by its release,
+    """Python's sqlite3 begins a transaction only before the first change: a savepoint before it would be committed by its release,
     whatever becomes of the session.
     """
     if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
