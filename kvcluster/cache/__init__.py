@@ -166,6 +166,7 @@ class Cache(Connected):
             if _name_of(other.function) != name:
                 raise self._crossing(f"{other.text!r} of {_name_of(other.function)}", f"{template.text!r} of {name}")
             self.loaders.remove(loader)
+            self._near.clear()  # it may declare another type
         for model, repositories in self.repositories.items():
             if any(template.shape == repository.key_shape for repository in repositories):
                 raise self._crossing(f"{template.text!r} of {name}", f"the repository of {model.__name__}")

@@ -31,12 +31,12 @@ class Near:
     def __init__(self, size: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.size = size
         self.generation = 0  # how often anything was forgotten
-        self.hits = 0  # how many values were found; threads that count at the same time may lose one
         self._clock = clock
         fork.renewed(self)
 
     def renew(self) -> None:
         """Begin without values and with a free lock; in a forked child too."""
+        self.hits = 0  # how many values were found; threads that count at the same time may lose one
         self._held: dict[bytes, tuple[float, Any, bytes | None, int]] = {}  # until when, the value itself or its bytes and flags
         self._lock = threading.Lock()
 

@@ -76,5 +76,7 @@ def table_stamps(*targets: object) -> tuple[str, ...]:
 
 
 def text_of(value: object) -> str:
-    """A value as part of a stamp's name. A member of an Enum stands for its value."""
-    return text_of(value.value) if isinstance(value, enum.Enum) else str(value)
+    """A value as part of a stamp's name. A member of an Enum stands for its value, and a str for itself, as in keys."""
+    if isinstance(value, enum.Enum):
+        return text_of(value.value)
+    return str.__str__(value) if isinstance(value, str) else str(value)

@@ -10,6 +10,7 @@ from importlib import metadata
 from kvcluster.placement import _hot as placement_twin
 from kvcluster.protocol import hot as protocol_twin
 from kvcluster.testing.nodes import find_memcached
+from kvcluster.transport import hot as transport_twin
 
 
 def facts() -> dict[str, str]:
@@ -19,6 +20,7 @@ def facts() -> dict[str, str]:
         "python": f"{platform.python_version()} ({platform.python_implementation()}, {platform.system()} {platform.machine()})",
         "protocol": _twin(protocol_twin.COMPILED),
         "placement": _twin(placement_twin.COMPILED),
+        "transport": _twin(transport_twin.COMPILED),
         "extras": ", ".join(name for name, present in extras().items() if present) or "none",
         "missing": ", ".join(name for name, present in extras().items() if not present) or "none",
         "memcached": _memcached(),

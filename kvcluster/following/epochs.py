@@ -46,6 +46,11 @@ class Watch(Commands):
         return _epoch(self.replies[-1].value)
 
     @property
+    def failure(self) -> tuple[bytes, Exception] | None:  # type: ignore[override]
+        """The last value that could not be decoded."""
+        return self.inner.failure
+
+    @property
     def misplaced(self) -> bool:
         """Whether a reply among them answers another request."""
         self.inner.replies[:] = self.replies[:-1]
@@ -73,6 +78,7 @@ class WatchDeletes(Watch, Deletes):
     @property
     def refusal(self) -> str | None:
         """The first reply that does not confirm its delete."""
+        self.inner.replies[:] = self.replies[:-1]
         return cast(Deletes, self.inner).refusal
 
 

@@ -15,10 +15,6 @@ from kvcluster.errors import KvclusterError
 from kvcluster.protocol._native cimport Fetch, Reader, send_bytes
 from kvcluster.protocol._pure import Malformed
 
-cdef enum:
-    MOST = 32768  # bytes: `exchange.SMALL`
-
-
 cdef class ConnectionFields:
     """What the fast path knows of a `Connection`."""
 
@@ -72,9 +68,7 @@ cdef int settle(ConnectionFields connection, request, namespace, Py_ssize_t rece
 
 
 cdef int give_back(EndpointFields endpoint, ConnectionFields connection) except -1:
-    """Let go of a node that has answered."""
-    if not endpoint.state.ready:
-        endpoint.state.answered()
+    """Put a connection back."""
     if connection.expired:
         endpoint.release(connection, True)
         return 0
@@ -86,9 +80,12 @@ cdef int give_back(EndpointFields endpoint, ConnectionFields connection) except 
     return 0
 
 
-def fast_exchange(EndpointFields endpoint not None, request, namespace):
-    """Exchange a request with one node. True where that is done, and None where nothing was begun; else the connection that was
-    taken, and how far it came: the number of bytes received, or an error."""
+def fast_exchange(EndpointFields endpoint not None, request, namespace, list held not None):
+    """Exchange a request with one node. True where that is done, and None where nothing was begun; else how far it came: the number
+    of bytes received, or an error.
+
+    :param held: gets the connection of an exchange that is not done
+    """
     cdef Py_ssize_t received
     cdef ConnectionFields connection = take(endpoint, request)
     if connection is None:
@@ -101,10 +98,14 @@ def fast_exchange(EndpointFields endpoint not None, request, namespace):
         connection.reader.begin(request)
         received = connection.reader.receive(connection.fd)
         if not connection.reader.complete:
-            return connection, received
+            held.append(connection)
+            return received
         settle(connection, request, namespace, received)
+        if not endpoint.state.ready:
+            endpoint.state.answered()
     except (OSError, Malformed, KvclusterError) as error:
-        return connection, error
+        held.append(connection)
+        return error
     except BaseException:
         endpoint.release(connection, False)
         raise
@@ -112,12 +113,13 @@ def fast_exchange(EndpointFields endpoint not None, request, namespace):
     return True
 
 
-def fast_scatter(dict endpoints not None, dict requests not None, namespace, dict held not None, double seconds):
+def fast_scatter(dict endpoints not None, dict requests not None, namespace, dict held not None, double seconds, Py_ssize_t most):
     """Exchange small requests with several nodes: all are sent before any reply is read. None where nothing was sent; else how far
     those came that are not done, by address: the number of bytes received, None where nothing was, or an error.
 
     :param held: gets the connections that are taken, by address in the order of the addresses; those that are done leave it
     :param seconds: for all of it together; what could take longer is left to the caller
+    :param most: bytes of a request that a socket's buffers take whole
     """
     cdef list order = sorted(requests)
     cdef dict left = {}
@@ -126,7 +128,7 @@ def fast_scatter(dict endpoints not None, dict requests not None, namespace, dic
     cdef Py_ssize_t received
     cdef ConnectionFields connection = None
     for address in order:
-        usable = usable and PyBytes_GET_SIZE(payload_of(requests[address])) <= MOST
+        usable = usable and PyBytes_GET_SIZE(payload_of(requests[address])) <= most
     if not usable:
         return None
     for address in order:
@@ -159,6 +161,8 @@ def fast_scatter(dict endpoints not None, dict requests not None, namespace, dic
                 left[address] = received
                 continue
             settle(connection, request, namespace, received)
+            if not (<EndpointFields?>endpoints[address]).state.ready:
+                endpoints[address].state.answered()
         except (OSError, Malformed, KvclusterError) as error:
             left[address] = error
             continue

@@ -43,20 +43,29 @@ class EndpointFields:
 
 
 def fast_exchange(
-    endpoint: Endpoint, request: Request, namespace: str
-) -> Literal[True] | tuple[Connection, int | Exception] | None:
-    """Exchange a request with one node. True where that is done, and None where nothing was begun; else the connection that was
-    taken, and how far it came: the number of bytes received, or an error."""
+    endpoint: Endpoint, request: Request, namespace: str, held: list[Connection]
+) -> Literal[True] | int | Exception | None:
+    """Exchange a request with one node. True where that is done, and None where nothing was begun; else how far it came: the number
+    of bytes received, or an error.
+
+    :param held: gets the connection of an exchange that is not done
+    """
     return None
 
 
 def fast_scatter(
-    endpoints: Mapping[str, Endpoint], requests: Mapping[str, Request], namespace: str, held: dict[str, Connection], seconds: float
+    endpoints: Mapping[str, Endpoint],
+    requests: Mapping[str, Request],
+    namespace: str,
+    held: dict[str, Connection],
+    seconds: float,
+    most: int,
 ) -> dict[str, int | Exception | None] | None:
     """Exchange small requests with several nodes: all are sent before any reply is read. None where nothing was sent; else how far
     those came that are not done, by address: the number of bytes received, None where nothing was, or an error.
 
     :param held: gets the connections that are taken, by address in the order of the addresses; those that are done leave it
     :param seconds: for all of it together; what could take longer is left to the caller
+    :param most: bytes of a request that a socket's buffers take whole
     """
     return None

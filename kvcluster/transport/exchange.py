@@ -83,7 +83,7 @@ class _Scatter:
     def run(self) -> None:
         """Fill the requests with their replies; leave what failed in ``failures``, and what is to be repeated in ``again``."""
         try:
-            left = fast_scatter(self.endpoints, self.requests, self.namespace, self.held, self.deadline - time.monotonic())
+            left = fast_scatter(self.endpoints, self.requests, self.namespace, self.held, self.deadline - time.monotonic(), SMALL)
             if left is not None:
                 for address, outcome in left.items():
                     self.conclude(self.held[address], self.requests[address], outcome)

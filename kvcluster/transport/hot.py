@@ -1,16 +1,21 @@
-"""Chooses the compiled fast path of an exchange where it was built, else none. KVCLUSTER_PURE=1 asks for none."""
+"""Chooses the compiled fast path of an exchange where it was built, with the protocol's compiled half; else there is none."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING or os.environ.get("KVCLUSTER_PURE") == "1":
+from kvcluster.protocol import hot as protocol
+
+COMPILED = False
+
+if TYPE_CHECKING or not protocol.COMPILED:
     from kvcluster.transport._pure import ConnectionFields, EndpointFields, fast_exchange, fast_scatter
 else:
     try:
         from kvcluster.transport._native import ConnectionFields, EndpointFields, fast_exchange, fast_scatter
-    except ImportError:
+
+        COMPILED = True
+    except (ImportError, ValueError):  # ValueError: it was built for another build of the protocol
         from kvcluster.transport._pure import ConnectionFields, EndpointFields, fast_exchange, fast_scatter
 
-__all__ = ["ConnectionFields", "EndpointFields", "fast_exchange", "fast_scatter"]
+__all__ = ["COMPILED", "ConnectionFields", "EndpointFields", "fast_exchange", "fast_scatter"]

@@ -78,41 +78,44 @@ class Endpoint(EndpointFields):
 
     def exchange(self, request: Request, namespace: str) -> KvclusterError | None:
         """Exchange a request. A failure is counted and returned, not raised."""
+        held: list[Connection] = []
         try:
-            begun = fast_exchange(self, request, namespace)
-            return None if begun is True else self._exchange(request, namespace, begun)
+            begun = fast_exchange(self, request, namespace, held)
+            return None if begun is True else self._exchange(request, namespace, begun, held)
         except BaseException:
+            for connection in held:
+                self._close(connection)
             self.interrupted(request, namespace)
             raise
 
     def _exchange(
-        self, request: Request, namespace: str, begun: tuple[Connection, int | Exception] | None
+        self, request: Request, namespace: str, outcome: int | Exception | None, held: list[Connection]
     ) -> KvclusterError | None:
-        connection, outcome = begun or (None, None)
         repeated = False
         while True:
-            if connection is None:
+            if not held:
                 try:
-                    connection = self.acquire(request.opened_before)
+                    held.append(self.acquire(request.opened_before))
                 except KvclusterError as error:
                     self.state.failed(error, request, namespace)
                     return error
-            completed = False
+            (connection,) = held
+            failure: KvclusterError | None = None
             try:
                 if outcome is None:
                     connection.send(request)
                 connection.conclude(request, namespace, outcome)
-                completed = True
                 if not self.state.ready:
                     self.state.answered()
-                return None
             except KvclusterError as error:
                 failure = error
-            finally:
-                self.release(connection, completed)
+            held.clear()
+            self.release(connection, failure is None)
+            if failure is None:
+                return None
             if repeated or not self.repeats(connection, failure, request):
                 return self.fail(connection, failure, request, namespace)
-            repeated, connection, outcome = True, None, None
+            repeated, outcome = True, None
 
     def repeats(self, connection: Connection, error: KvclusterError, request: Request) -> bool:
         """Whether a request that failed is to be sent once more, over another connection, and is ready for that."""
@@ -135,7 +138,7 @@ class Endpoint(EndpointFields):
 
     def interrupted(self, request: Request, namespace: str) -> None:
         """Keep the deletes of an exchange that something else than a failure ended: a signal's exception, a greenlet's timeout."""
-        if isinstance(request, Deletes) and len(request.replies) < request.count:
+        if isinstance(request, Deletes) and (len(request.replies) < request.count or request.refusal):
             self.state.failed_call(request, namespace)
 
     # -- connections
@@ -315,6 +318,9 @@ class Endpoint(EndpointFields):
                 return
             if connection.idle_since > idle_since:
                 self.idle.appendleft(connection)
+                if self.waiters:  # who began to wait while it was out of the deque
+                    with self._lock:
+                        self._serve()
                 return
             self._close(connection)
 

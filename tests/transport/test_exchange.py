@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -124,3 +126,54 @@ def test_a_connection_closed_meanwhile_is_not_kept(peers: Callable[[int], Peers]
     assert one.ask([fetch(b"a")]) == {}
     assert not endpoint.idle
     assert endpoint.totals()[""].misses == 1
+
+
+class SoftLimit(BaseException):
+    """What a signal handler raises."""
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_an_interruption_in_the_middle_of_a_reply_closes_the_connection(peers: Callable[[int], Peers], nodes: int) -> None:
+    """The signal is noticed once compiled code returns with what came so far."""
+    some = peers(nodes)
+
+    def interrupt(*arguments: object) -> None:
+        raise SoftLimit
+
+    def answer() -> None:
+        some.ends[-1].recv(100)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        time.sleep(0.01)
+        with suppress(OSError):  # where Python alone receives, the connection is closed by now
+            some.ends[-1].sendall(b"VALUE a 0 3\r\nx")
+
+    for end in some.ends[:-1]:
+        end.sendall(b"END\r\n")
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        with pytest.raises(SoftLimit):
+            some.ask([fetch(b"a") for _ in some.ends])
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    for endpoint in some.endpoints.values():
+        assert endpoint._open == set(endpoint.idle), "a connection is idle, or closed"
+
+
+def test_who_waits_while_idle_connections_are_looked_at_is_served(peers: Callable[[int], Peers]) -> None:
+    (endpoint,) = peers(1).endpoints.values()
+    waiting = threading.Thread(target=lambda: endpoint.release(endpoint.acquire(), completed=True))
+
+    class Idle(type(endpoint.idle)):  # type: ignore[misc]
+        def appendleft(self, connection: object) -> None:
+            waiting.start()
+            while not endpoint.waiters:
+                time.sleep(0.001)
+            super().appendleft(connection)
+
+    endpoint.idle = Idle(endpoint.idle)
+    endpoint._drop_idle(idle_since=0.0)
+    waiting.join()
+    assert len(endpoint.idle) == 1, "it was given to who waited, and given back"
