@@ -310,6 +310,14 @@ class FollowingAsyncClient(FollowingCluster[AsyncEndpoint], AsyncClient):
         """Exchange one request that was made for a planner's node. A failure is counted and returned, not raised."""
         return await self.run(planner.overhear(Sent(planner.namespace, address, request)))
 
+    async def close(self) -> None:
+        """Close all connections; a later call opens new ones."""
+        await super().close()
+        await asyncio.to_thread(self._follower.withdraw)
+
+    quit = close
+    disconnect_all = close
+
     async def _refetched(self, plan: Refetch[T]) -> T | Plan[T]:
         needs = self._follower.refetch(plan, lambda: self._planner, self._follow)
         try:

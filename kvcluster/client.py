@@ -300,6 +300,14 @@ class FollowingClient(FollowingCluster[Endpoint], Client):
         """Exchange one request that was made for a planner's node. A failure is counted and returned, not raised."""
         return self.run(planner.overhear(Sent(planner.namespace, address, request)))
 
+    def close(self) -> None:
+        """Close all connections; a later call opens new ones."""
+        super().close()
+        self._follower.withdraw()
+
+    quit = close
+    disconnect_all = close
+
     def _refetched(self, plan: Refetch[T]) -> T | Plan[T]:
         needs = self._follower.refetch(plan, lambda: self._planner, self._follow)
         try:

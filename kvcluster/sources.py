@@ -80,6 +80,12 @@ class TopologySource(Protocol):
         :raises SourceUnavailable: where the source cannot be written
         """
 
+    def withdraw(self, sighting: Sighting) -> None:
+        """Note that a client has ended.
+
+        :raises SourceUnavailable: where the source cannot be written
+        """
+
     def sightings(self) -> list[Sighting]:
         """The clients that were there within the last day, the last seen first.
 
@@ -177,7 +183,7 @@ class FileSource:
         try:
             text = self.path.read_text("utf-8")
         except FileNotFoundError:
-            raise ConfigurationError(f"{self.path}: there is no such file; it is to hold [[nodes]] with an address each") from None
+            raise ConfigurationError(f"{self.path}: there is no such file; `kvcluster rebalance init` writes one") from None
         except UnicodeDecodeError as error:
             raise ConfigurationError(f"{self.path}: is not UTF-8: {error.reason}") from None
         except OSError as error:
@@ -238,6 +244,14 @@ class FileSource:
             beside = place.with_suffix(f".{os.getpid()}.new")
             beside.write_bytes(msgspec.json.encode(asdict(sighting)))
             beside.replace(place)
+        except OSError as error:
+            raise SourceUnavailable(f"{place}: {error}") from error
+
+    def withdraw(self, sighting: Sighting) -> None:
+        """See `TopologySource`."""
+        place = self._sighted / f"{sighting.name}.json"
+        try:
+            place.unlink(missing_ok=True)
         except OSError as error:
             raise SourceUnavailable(f"{place}: {error}") from error
 
@@ -354,6 +368,12 @@ class TableSource:
                 self._sightings.delete().where(table.cluster == self._cluster, this | (table.seen < self._clock() - FORGOTTEN))
             )
             connection.execute(self._sightings.insert().values(cluster=self._cluster, **values))
+
+    def withdraw(self, sighting: Sighting) -> None:
+        """See `TopologySource`."""
+        table = self._sightings.c
+        with self._transaction() as connection:
+            connection.execute(self._sightings.delete().where(table.cluster == self._cluster, table.name == sighting.name))
 
     def sightings(self) -> list[Sighting]:
         """See `TopologySource`."""

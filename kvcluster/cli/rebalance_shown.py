@@ -221,7 +221,8 @@ def show_aborted(report: Report, console: Console) -> None:
     """What going back to the nodes before a resize did."""
     nodes = ", ".join(node.id for node in report.document.previous or report.document.nodes)
     done = "Back to" if report.finished else "On the way back to"
-    for line in (f"{done} {nodes} in {_seconds(report.seconds)}, epoch {report.document.epoch}.", *report.notes):
+    empty = "A node that was to join keeps what was copied to it: empty it (--flush-new) before it joins again."
+    for line in (f"{done} {nodes} in {_seconds(report.seconds)}, epoch {report.document.epoch}.", empty, *report.notes):
         console.print(line, highlight=False, soft_wrap=True)
 
 

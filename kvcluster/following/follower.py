@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -100,6 +101,12 @@ class Follower:
         finally:
             self._looked = self._clock()
             self._looking.release()
+
+    def withdraw(self) -> None:
+        """Say that this client has ended, so that no resize waits for it. One that is used again says that it is there."""
+        self._announce_at = 0.0
+        with suppress(KvclusterError):  # it is forgotten by itself, only later
+            self.source.withdraw(self.sighting)
 
     @property
     def sighting(self) -> Sighting:

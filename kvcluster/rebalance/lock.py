@@ -84,13 +84,13 @@ class Lock:
             raise self._lost()
 
     def confirm(self) -> None:
-        """Make sure that it is still held, whatever the clock says.
+        """Make sure that it is still held, or nobody else's yet where it was not taken, whatever the clock says.
 
         :raises ResizeStopped: where it is lost
         :raises SourceUnavailable: where the source cannot be read
         """
         now = self._source.read()
-        if (now.epoch, now.owner) != (self.document.epoch, self._owner):
+        if (now.epoch, now.owner) != (self.document.epoch, self.document.owner):
             raise self._lost()
 
     def release(self) -> None:

@@ -5,6 +5,7 @@ Dumps are read as a stream and only counted, so a plan takes the memory of a dum
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
@@ -24,6 +25,7 @@ from kvcluster.sources import SIGHTED, Sighting, TopologySource, sealed
 from kvcluster.topology import Document, Node, Topology
 
 PRESENT: Final = 3 * SIGHTED  # seconds after which a client that said nothing is taken to have ended
+_MARK: Final = b"__kvc:mark"
 _UNUSED_CLASS: Final = b"63"  # the last slab class, which holds nothing: asking for it tells whether a node can dump
 
 
@@ -144,9 +146,29 @@ def require_ready(source: TopologySource, document: Document, run: Run) -> None:
     for node in found.dumped:
         if node.address not in run.dead and settings.longest_ttl is None:
             _require_dumps(node, settings, run.times)
+    _require_new(run)
     if not settings.flush_new:
         _require_empty(run)
     _require_following(source, document, run)
+
+
+def _require_new(run: Run) -> None:
+    """Make sure that no new node is a member by another name: it would be emptied, and rid of its own keys.
+
+    :raises ResizeRefused: where one is
+    """
+    token = secrets.token_hex(8).encode()
+    for node in run.change.added:
+        lane = run.lanes(node.address)
+        lane.ask(requests.meta_set(_MARK, token, b"T60"))
+        try:
+            for other in run.change.members:
+                if other is node or other.address in run.dead:
+                    continue
+                if run.lanes(other.address).ask(requests.meta_get(_MARK, b"v")).value == token:
+                    raise ResizeRefused(f"{node.address} and {other.address} are one and the same node")
+        finally:
+            lane.ask(requests.meta_delete(_MARK))
 
 
 def _require_dumps(node: Node, settings: Settings, times: Times) -> None:

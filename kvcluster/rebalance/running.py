@@ -265,6 +265,7 @@ class Run:
         """
         self.lanes.close()
         node = next(node for node in self.change.members if node.address == error.node)
+        self.doing("waiting for an answer of", node.address)
         deadline = self.times.monotonic() + self.settings.patience
         while True:
             self.wait(RETRIED_EVERY)

@@ -162,7 +162,7 @@ class _Study:
             cluster = self._cluster.copy(self._new, self._new)
         outcomes = self._replay(cluster, self._resize, copier=copier)
         steady, rates = _rates(self._steady), _rates(outcomes)
-        rates_before = _rates(self._past[len(self._past) % WINDOW :])
+        rates_before = _rates(self._past[len(self._past) % WINDOW if len(self._past) > WINDOW else 0 :])
         known = [rate for rate in rates if rate is not None]
         return Cost(
             scheme=scheme,

@@ -276,6 +276,11 @@ def test_a_client_notices_and_is_noticed(staged: Staged) -> None:
     now[0] += 2
     client.get(key)
     wait_for(lambda: stage.source.sightings()[0].epoch == 2)
+    client.close()
+    assert stage.source.sightings() == [], "no resize waits for a client that has ended"
+    now[0] += 2
+    client.get(key)
+    wait_for(lambda: stage.source.sightings())
 
 
 def test_clients_in_containers_of_one_name_are_told_apart(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:

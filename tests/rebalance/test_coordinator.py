@@ -173,6 +173,27 @@ def fresh_node() -> Iterator[RunningNode]:
         node.stop()
 
 
+def test_a_member_by_another_name_is_no_new_node(town: Make) -> None:
+    place = town(2, 2)
+    values = place.fill(COUNT)
+    addresses = [node.address for node in place.nodes]
+    host, port = addresses[0].rsplit(":", 1)
+    other = f"localhost:{port}"
+    with pytest.raises(ResizeRefused, match=f"{other} and {host}:{port} are one and the same node"):
+        place.run([*addresses, other], flush_new=True)
+    assert place.held() == values
+    assert b"EN" in ask(addresses[0], b"mg __kvc:mark v\r\n")
+
+
+def test_nodes_of_a_later_epoch_are_not_taken_for_a_resize_by_another(town: Make) -> None:
+    place = town(2, 3)
+    addresses = [node.address for node in place.nodes]
+    for address in addresses[:2]:
+        ask(address, b"ms __kvc:epoch 2\r\n20\r\n")
+    with pytest.raises(ResizeStopped, match="holds epoch 20, which is another cluster's"):
+        place.run(addresses)
+
+
 def test_an_empty_new_node_that_cannot_dump_is_empty(town: Make) -> None:
     place = town(1, 1)
     values = place.fill(COUNT)

@@ -117,6 +117,10 @@ def test_sightings(tmp_path: Path) -> None:
         source.announce(second)
         source.announce(Sighting("host-1", "0.2", 2, 999.0))
         assert source.sightings() == [Sighting("host-1", "0.2", 2, 999.0), second], kind
+        source.withdraw(second)
+        source.withdraw(second)
+        assert [sighting.name for sighting in source.sightings()] == ["host-1"]
+        source.announce(second)
         now[0] = 960 + FORGOTTEN
         assert [sighting.name for sighting in source.sightings()] == ["host-1"]
         now[0] = 1000.0
