@@ -51,7 +51,8 @@ STORIES: dict[str, Story] = {
     "delete": lambda c: [c.delete("k"), c.set("k", 1), c.delete("k"), c.get("k")],
     "delete_many": lambda c: [c.set_many({"a": 1, "b": 2}), c.delete_many(["a", "x"]), c.get_many(["a", "b"]), c.delete_many([])],
     "incr and decr": lambda c: [c.incr("n", 1), c.set("n", 9), c.incr("n", 1), c.decr("n", 1), c.get("n"), c.decr("n", 100)],
-    "incr wraps at 64 bits": lambda c: [c.set("n", 2**64 - 1), c.incr("n", 1), c.incr("n", 2**64 - 1), c.get("n")],
+    # memcached looks for a minus sign behind a stored number above 2^63 too, in whatever was there before.
+    "incr wraps at 64 bits": lambda c: [c.set("n", 2**63 - 1), c.incr("n", 2**64 - 1), c.get("n")],
     "incr of digits in text": lambda c: [c.set("n", "41"), c.incr("n", 1), c.get("n")],
     "touch": lambda c: [c.touch("k", 60), c.set("k", 1), c.touch("k", 60), c.touch("k"), c.get("k")],
     "noreply": lambda c: [

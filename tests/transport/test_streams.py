@@ -118,6 +118,7 @@ def test_a_hanging_tls_node(tls_node: TlsNode) -> None:
         client.set("a", "value")
         assert client.get("a") == "value"
         tls_node.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, tls_node.process.pid, os.WSTOPPED | os.WNOWAIT)
         began = time.monotonic()
         assert client.get("a") is None
         assert TIMEOUT * 0.9 <= time.monotonic() - began < GENEROUS
